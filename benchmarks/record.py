@@ -1,0 +1,175 @@
+"""Prove that a method learns: train it with several seeds, judge it beside its baselines, write a record.
+
+    python benchmarks/record.py simclr:small32 --name cifar10-jpeg --data train.parquet --test test.parquet \
+        --limit 10000 --test-limit 2000 --seeds 0 1 2
+
+writes ``records/simclr-small32-cifar10-jpeg.json``. Runs are kept in ``--runs`` and reused when they are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+import visrep
+from visrep.config import save_json
+from visrep.rundir import RunFolder
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What to record."""
+
+    method: tyro.conf.Positional[str]
+    """method:preset"""
+    name: str
+    """of the data set, for the file's name and the tables"""
+    data: str
+    """training images"""
+    test: str = ""
+    """held-out labelled images; default: the test part of data"""
+    limit: int = 0
+    """first training images only"""
+    test_limit: int = 0
+    """first test images only"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    protocols: tuple[str, ...] = ("knn", "linear")
+    claim: str = "linear"
+    """the protocol in which the trained encoder must beat both baselines to count as verified"""
+    pooling: str = "auto"
+    """the pooling of the claim"""
+    poolings: tuple[str, ...] = ("auto",)
+    runs: Path = Path("runs/records")
+    encoder: str = ""
+    set: tuple[str, ...] = ()
+    """overrides, field=value with a JSON value: method.tau=0.2"""
+
+
+def parse(override: str) -> tuple[str, object]:
+    name, _, value = override.partition("=")
+    return name, json.loads(value)
+
+
+def train_and_judge(record: Record, seed: int) -> dict:
+    """One seed: its run folder, reused when finished."""
+    folder = record.runs / f"{record.method.replace(':', '-')}-{record.name}-{seed}"
+    if not (folder / "encoder.json").exists():
+        train = Path(record.data)
+        data = str(train / "train") if (train / "train").is_dir() else record.data
+        visrep.pretrain(
+            record.method,
+            data,
+            str(folder),
+            encoder=record.encoder,
+            seed=seed,
+            overrides={"limit": record.limit, **dict(map(parse, record.set))},
+        )
+    judged = visrep.evaluate(
+        folder,
+        record.data,
+        test=record.test or None,
+        protocols=record.protocols,
+        poolings=record.poolings,
+        limit=record.limit,
+        test_limit=record.test_limit,
+        seed=seed,
+    )
+    steps = RunFolder(folder).metrics("step")
+    about = RunFolder(folder).about()
+    return {
+        "seed": seed,
+        "seconds": round(steps[-1]["seconds"], 1),
+        "images_per_second": round(statistics.median(line["images_per_second"] for line in steps), 1),
+        "steps": steps[-1]["step"],
+        "hardware": about["hardware"],
+        "split": judged.split,
+        "results": judged.to_json()["results"],
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean and standard deviation over seeds."""
+    return {
+        "mean": round(statistics.mean(values), 2),
+        "sd": round(statistics.stdev(values), 2) if len(values) > 1 else 0.0,
+    }
+
+
+def summarise(seeds: list[dict]) -> list[dict]:
+    """Trained against baselines in every protocol, layer, pooling and metric, over seeds."""
+    keys = dict.fromkeys(
+        (r["protocol"], r["layer"], r["pooling"], r["metric"])
+        for seed in seeds
+        for r in seed["results"]
+        if r["encoder"] == "trained"
+    )
+    rows = []
+    for protocol, layer, pooling, metric in keys:
+
+        def of(encoder: str, key: tuple = (protocol, layer, pooling, metric)) -> list[dict]:
+            return [
+                r
+                for seed in seeds
+                for r in seed["results"]
+                if r["encoder"] == encoder
+                and (r["protocol"], r["metric"]) == (key[0], key[3])
+                and (encoder == "pixels" or (r["layer"], r["pooling"]) == (key[1], key[2]))
+            ]
+
+        row: dict = {"protocol": protocol, "layer": layer, "pooling": pooling, "metric": metric}
+        for encoder in ("trained", "untrained", "pixels"):
+            if found := of(encoder):
+                row[encoder] = spread([r["value"] for r in found])
+        lowest = min(r["ci_low"] for r in of("trained"))
+        for encoder in ("untrained", "pixels"):
+            row[f"beats_{encoder}"] = bool(of(encoder)) and lowest > max(r["ci_high"] for r in of(encoder))
+        rows.append(row)
+    return rows
+
+
+def main(record: Record) -> None:
+    seeds = [train_and_judge(record, seed) for seed in record.seeds]
+    summary = summarise(seeds)
+    claim = next(
+        row for row in summary if row["protocol"] == record.claim and record.pooling in ("auto", row["pooling"])
+    )
+    method, _, preset = record.method.partition(":")
+    about = {
+        "method": method,
+        "preset": preset,
+        "data": record.name,
+        "protocol": record.claim,
+        "pooling": claim["pooling"],
+        "metric": claim["metric"],
+        "trained": claim["trained"],
+        "verified": len(seeds) >= 3 and claim["beats_untrained"] and claim["beats_pixels"],
+        "command": shlex.join(["python", "benchmarks/record.py", *sys.argv[1:]]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "seconds": spread([seed["seconds"] for seed in seeds]),
+        "summary": summary,
+        "seeds": seeds,
+    }
+    file = ROOT / "records" / f"{method}-{preset}-{record.name}.json"
+    save_json(file, about)
+    print(json.dumps({key: about[key] for key in ("method", "data", "verified", "trained", "seconds")}))
+    for row in summary:
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Record))

@@ -1,0 +1,148 @@
+"""The same as the command line, from Python. Heavy parts are imported when called, so that `import visrep` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visrep.config import Run
+
+if TYPE_CHECKING:
+    from visrep.data import Source
+    from visrep.evaluation.evaluate import Evaluation
+    from visrep.method import Encoder
+
+
+def override(value: Any, path: str, new: Any) -> Any:
+    """A copy of nested frozen dataclasses with one field changed: ``override(run, "method.tau", 0.2)``.
+
+    Raises ValueError, with the fields there are, when the path leads nowhere.
+    """
+    name, _, rest = path.partition(".")
+    known = [f.name for f in fields(value)] if is_dataclass(value) else []
+    if name not in known:
+        raise ValueError(f"There is no field {name!r} in {type(value).__name__}. It has: {', '.join(known) or 'none'}.")
+    changed = override(getattr(value, name), rest, new) if rest else new
+    return replace(value, **{name: changed})
+
+
+def with_encoder(run: Run, name: str) -> Run:
+    """The run with another named encoder, made to fit the size of its views.
+
+    Raises ValueError with the names there are.
+    """
+    from visrep.encoders import NAMED, ViT
+
+    if name not in NAMED:
+        raise ValueError(f"There is no encoder {name!r}. Available: {', '.join(NAMED)}.")
+    encoder = NAMED[name]
+    if isinstance(encoder, ViT):
+        encoder = replace(encoder, image=run.method.views.size)
+    return override(run, "method.encoder", encoder)
+
+
+def pretrain(
+    method: str,
+    data: str = "playground",
+    out: str = "",
+    *,
+    encoder: str = "",
+    epochs: float = 0,
+    batch: int = 0,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train an encoder on images; returns the run folder.
+
+    ``method`` is a name, ``name:preset`` or the path of your own file; ``epochs`` and ``batch`` of 0 keep the
+    preset's; ``overrides`` changes any other field: ``{"method.tau": 0.2}``.
+    """
+    from visrep.engine import start
+    from visrep.methods import preset
+
+    _, preset_name, run = preset(method)
+    run = replace(run, data=data, out=out, seed=seed)
+    run = replace(run, epochs=epochs or run.epochs, batch=batch or run.batch)
+    if encoder:
+        run = with_encoder(run, encoder)
+    for path, value in (overrides or {}).items():
+        run = override(run, path, value)
+    return start(run, method=method.split(":")[0], preset=preset_name, overrides=tuple(map(str, overrides or ())))
+
+
+def resume(run: str | Path) -> Path:
+    """Continue a stopped run to its end; returns the run folder."""
+    from visrep.engine import resume
+
+    return resume(run)
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """The encoder of a run folder, in evaluation mode: ``encoder(images)`` gives `Tokens`."""
+    from visrep.encoders import load_encoder
+
+    return load_encoder(path)
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | Source | Sequence,
+    *,
+    test: str | Path | Source | Sequence | None = None,
+    protocols: tuple[str, ...] = ("knn", "linear"),
+    layers: tuple[int, ...] = (),
+    poolings: tuple[str, ...] = ("auto",),
+    baselines: bool = True,
+    limit: int = 0,
+    test_limit: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Judge the encoder of a run on labelled images; writes evaluation.json into the run folder.
+
+    Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
+    """
+    import torch
+
+    from visrep.config import save_json
+    from visrep.data import Subset, open_source, open_splits
+    from visrep.evaluation.evaluate import evaluate
+
+    train, held_out = open_splits(data) if test is None else (open_source(data), open_source(test))
+    if limit:
+        train = Subset(train, range(min(limit, len(train))))
+    if test_limit and held_out is not None:
+        held_out = Subset(held_out, range(min(test_limit, len(held_out))))
+    result = evaluate(
+        load_encoder(run),
+        train,
+        held_out,
+        protocols=protocols,
+        layers=layers,
+        poolings=poolings,
+        baselines=baselines,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        seed=seed,
+        progress=progress,
+    )
+    save_json(Path(run) / "evaluation.json", result.to_json())
+    return result
+
+
+def embed(
+    run: str | Path, data: str | Path | Source | Sequence, out: str | Path, *, pooling: str = "auto", progress: bool = False
+) -> Path:
+    """One vector an image, written with its path: .parquet, .npz or .csv by the name of ``out``."""
+    from visrep.data import open_source
+    from visrep.evaluation.embed import embed
+
+    return embed(load_encoder(run), open_source(data), Path(out), pooling=pooling, progress=progress)
+
+
+def report(run: str | Path) -> Path:
+    """Write the run's report.html, one self-contained file; returns its path."""
+    from visrep.analysis.report import report
+
+    return report(Path(run))

@@ -1,0 +1,125 @@
+"""A run as a value: what to train, on what, how. Frozen dataclasses to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from visrep.schedules import Constant, Cosine, Schedule, Warmup
+
+MethodConfig = TypeVar("MethodConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The optimiser and its schedules."""
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: Schedule = Warmup(epochs=10, then=Cosine(5e-4, 1e-6))
+    """base learning rate; ``lr_scaling`` says how the batch size changes it"""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "linear"
+    """multiply lr by batch / lr_batch (linear), by its square root (sqrt), or not at all"""
+    lr_batch: int = 256
+    """batch size for which ``lr`` is stated"""
+    weight_decay: Schedule = Constant(0.05)
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW only"""
+    momentum: float = 0.9
+    """SGD and LARS"""
+    trust: float = 0.001
+    """LARS only: the trust coefficient"""
+    no_decay: tuple[str, ...] = ("*.bias", "*norm*", "*_token", "*_tokens", "*position*", "*gamma*")
+    """parameter-name patterns without weight decay (and without LARS scaling); all one-dimensional ones are"""
+    multipliers: tuple[tuple[str, Schedule], ...] = ()
+    """(parameter-name pattern, factor on lr); the first match counts; a factor of 0 freezes"""
+    clip: float = 0.0
+    """largest gradient norm, 0 for no clipping"""
+    clip_each: bool = False
+    """clip each parameter by its own norm, as DINO does, instead of all by their joint norm"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generic[MethodConfig]):
+    """One pretraining run, whole: enough to repeat it."""
+
+    method: MethodConfig
+    optim: Optim = Optim()
+    data: str = "playground"
+    """folder of images, .parquet file, .npz file, or 'playground' (built in)"""
+    val: str = ""
+    """labelled images for the kNN measured while training; default: every tenth labelled image of data"""
+    out: str = ""
+    """run folder; default runs/<method>-<preset>-<date>"""
+    epochs: float = 100
+    batch: int = 256
+    """images an optimiser step, over all devices and accumulated micro-batches"""
+    seed: int = 0
+    limit: int = 0
+    """use only the first images of data, 0 for all"""
+    canvas: int = 0
+    """side of the square that images are decoded to, 0 to choose from the views and the data"""
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    """keep decoded canvases: auto = in memory when they fit in 2 GiB, else off"""
+    workers: int = -1
+    """decoding processes, -1 to choose"""
+    accumulate: int = 1
+    """micro-batches a step; losses over a batch then see only a micro-batch"""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    """processes (CPU) or GPUs"""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """auto = bf16 on CUDA, 32 bits elsewhere: bf16 autocast is many times slower on most CPUs"""
+    compile: bool = False
+    """torch.compile the encoder: worth it for long runs on a GPU"""
+    checkpoint_minutes: float = 5
+    """a checkpoint at least this often; also at each end of an epoch that is monitored"""
+    monitor_epochs: float = 1
+    """measure the representation every so many epochs, 0 for only at the end"""
+    monitor_images: int = 2000
+    """images used for that"""
+
+
+def to_json(value: Any) -> Any:
+    """Frozen dataclasses to JSON values, each tagged with its type so that `from_json` can rebuild it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be part of a run's configuration: {value!r}")
+
+
+def from_json(value: Any) -> Any:
+    """Undo `to_json`. Lists become tuples. Only frozen dataclasses are built.
+
+    Raises ValueError when a type or a field is not known to this version.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    module_name, _, class_name = value["type"].partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"This version of visrep does not know {value['type']!r}.") from error
+    if not dataclasses.is_dataclass(cls):
+        raise ValueError(f"{value['type']!r} is not a configuration.")
+    fields = {name: from_json(item) for name, item in value.items() if name != "type"}
+    known = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"{value['type']} has no field {unknown[0]!r}. It has: {', '.join(sorted(known))}.")
+    return cls(**fields)
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)

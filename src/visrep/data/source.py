@@ -1,0 +1,50 @@
+"""A source: images by index, not yet decoded, with names and, when there are any, labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Source(ABC):
+    """Images by index. Cheap to open, to copy to a worker process and to index."""
+
+    name: str
+    """what the user called it: a path, or 'playground'"""
+    labels: np.ndarray | None
+    """int64 [n], or None when the images have no labels"""
+    classes: tuple[str, ...] | None
+    """class names by label, or None"""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> bytes | np.ndarray:
+        """One image: its encoded file, or uint8 "h w c" with 1, 3 or 4 channels."""
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """A name for one image, unique within the source: its path, row or seed."""
+
+
+class Subset(Source):
+    """Some of the images of another source, in the order given."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, name: str = "") -> None:
+        self.source = source
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.name = name or source.name
+        self.labels = None if source.labels is None else source.labels[self.indices]
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        return self.source.read(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.indices[index]))

@@ -1,0 +1,345 @@
+"""The only training loop. Everything a method does not say about training is here, in the order it happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from visrep.config import Run
+from visrep.data import CanvasSet, Loader, canvas_size, open_source
+from visrep.encoders import save_encoder
+from visrep.method import At, Batch, Encoder, Losses, Method
+from visrep.methods import load_method, method_class
+from visrep.monitor import Monitor
+from visrep.nn.batchnorm import convert_batchnorm
+from visrep.optim import build_optimizer, clip_gradients, drop_frozen_gradients, set_schedules
+from visrep.progress import TrainingProgress
+from visrep.rundir import RunFolder, describe
+from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
+from visrep.views import draw
+
+KINDS_OF_SCHEDULE = (Constant, Cosine, Ramp, Step, Warmup)
+
+
+class NotFinite(RuntimeError):
+    """The loss became NaN or infinite; the last checkpoint is from before."""
+
+
+class _Objective(nn.Module):
+    """What a distributed wrapper wraps: its forward is the method's loss."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, call: _Call) -> Losses:
+        return self.method.loss(call.batch, call.at)
+
+
+class _Call:
+    """A batch and a moment in one opaque object: wrappers must not look into it, copy it or cast it."""
+
+    def __init__(self, batch: Batch, at: At) -> None:
+        self.batch, self.at = batch, at
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds, besides the step."""
+
+    method: Method
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def save(self, folder: RunFolder, step: int) -> None:
+        optimizers = {turn: optimizer.state_dict() for turn, optimizer in self.optimizers.items()}
+        folder.save_checkpoint({"step": step, "method": self.method.state_dict(), "optimizers": optimizers})
+
+    def load(self, folder: RunFolder) -> int:
+        saved = folder.load_checkpoint()
+        self.method.load_state_dict(saved["method"])
+        for turn, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][turn])
+        return saved["step"]
+
+
+def build_fabric(run: Run) -> Fabric:
+    """Devices, precision and distribution as the run asks for them."""
+    cuda = run.accelerator == "cuda" or (run.accelerator == "auto" and torch.cuda.is_available())
+    precision = {"auto": "bf16-mixed" if cuda else "32-true"}.get(run.precision, run.precision)
+    backend = "nccl" if cuda else "gloo"
+    # Buffers (centres, queues) are kept equal by the methods; broadcasting them would hide a mistake.
+    several = DDPStrategy(broadcast_buffers=False, process_group_backend=backend)
+    return Fabric(
+        accelerator=run.accelerator,
+        devices=run.devices,
+        strategy=several if run.devices > 1 else "auto",
+        precision=precision,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def build_method(run: Run, method: str) -> Method:
+    """The method with fresh weights: the same for the same seed, whatever the device."""
+    torch.manual_seed(run.seed)
+    return method_class(load_method(method))(run.method)
+
+
+def open_canvases(run: Run, folder: RunFolder, *, progress: bool) -> CanvasSet:
+    """The training images, decoded to canvases."""
+    source = open_source(run.data, limit=run.limit)
+    return CanvasSet(
+        source, run.canvas, cache=run.cache, workers=run.workers, folder=folder.path / "cache", progress=progress
+    )
+
+
+def resolve(run: Run) -> Run:
+    """Settle what was left open: the canvas size. Errors in the data show here, before a folder is made."""
+    if run.canvas:
+        return run
+    source = open_source(run.data, limit=run.limit)
+    return replace(run, canvas=canvas_size(source, run.method.views.size))
+
+
+def at_step(run: Run, step: int, total: int, steps_per_epoch: int, fabric: Fabric) -> At:
+    """Step ``step`` of the run: its generator depends on seed and step alone, so nothing needs replaying."""
+    rng = torch.Generator(fabric.device).manual_seed((run.seed << 32) + step)
+    return At(step, total, steps_per_epoch, rng, fabric.global_rank, fabric.world_size)
+
+
+def schedule_values(run: Run, at: At) -> dict[str, float]:
+    """The method's own schedules at this moment, by field name."""
+    values = ((f.name, getattr(run.method, f.name)) for f in fields(run.method))
+    return {name: value(at) for name, value in values if isinstance(value, KINDS_OF_SCHEDULE)}
+
+
+def micro_batches(batch: Batch, n: int) -> list[Batch]:
+    """The batch in ``n`` equal parts. Raises ValueError when it does not divide."""
+    if len(batch) % n:
+        raise ValueError(f"accumulate={n} does not divide the {len(batch)} images that each device gets a step.")
+    size = len(batch) // n
+    return [batch.rows(slice(i * size, (i + 1) * size)) for i in range(n)]
+
+
+def take_step(
+    run: Run, model: Callable[[Any], Losses], state: _State, batch: Batch, at: At, fabric: Fabric
+) -> tuple[list[Losses], dict[str, float]]:
+    """One optimisation step: every turn, every micro-batch, then the method's own updates."""
+    batch = batch if state.method.needs_labels else batch.without_labels()
+    parts = micro_batches(batch, run.accumulate)
+    taken: list[Losses] = []
+    values: dict[str, float] = {}
+    for turn, optimizer in state.optimizers.items():
+        values = set_schedules(optimizer, run.optim, at, run.batch)
+        for i, part in enumerate(parts):
+            waits = i < len(parts) - 1
+            with fabric.no_backward_sync(model, enabled=waits):  # pyright: ignore[reportArgumentType]
+                losses = model(_Call(part, replace(at, turn=turn)))
+                fabric.backward(torch.stack(list(losses.terms.values())).sum() / len(parts))
+            taken.append(losses)
+        drop_frozen_gradients(optimizer)
+        values["grad_norm"] = clip_gradients(optimizer, run.optim)  # pyright: ignore[reportArgumentType]
+        optimizer.step()
+        for parameter in state.method.parameters():
+            parameter.grad = None
+    carry = {name: torch.cat([losses.carry[name] for losses in taken if name in losses.carry]) for name in taken[-1].carry}
+    state.method.after_step(at, carry)
+    return taken, values
+
+
+def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...] = ()) -> Path:
+    """Train a new run to its end; returns its folder.
+
+    Raises ValueError for settings or data that cannot work, NotFinite when the loss becomes so.
+    """
+    fabric = build_fabric(run)
+    fabric.launch()
+    if not run.out:
+        name = "-".join(filter(None, (Path(method).stem, preset, time.strftime("%Y%m%d-%H%M%S"))))
+        run = replace(run, out=fabric.broadcast(str(Path("runs") / name)))
+    run = resolve(run)
+    about = describe(run, method=method, preset=preset, overrides=overrides)
+    folder = RunFolder.create(run.out, about, writes=fabric.is_global_zero)
+    train(run, folder, fabric, method=method, resume=False)
+    return folder.path
+
+
+def resume(path: str | Path) -> Path:
+    """Continue a run from its last checkpoint to its end: the result is as if it had never stopped."""
+    folder = RunFolder(path)
+    about = folder.about()
+    load_method(about["method"])  # so that a user's own configuration class is known
+    run = folder.run()
+    fabric = build_fabric(run)
+    fabric.launch()
+    folder.writes = fabric.is_global_zero
+    if about["status"] != "finished":
+        train(run, folder, fabric, method=about["method"], resume=True)
+    return folder.path
+
+
+def train(run: Run, folder: RunFolder, fabric: Fabric, *, method: str, resume: bool) -> None:
+    """The loop: from the first step or the last checkpoint to the end of the run. Ctrl-C saves a checkpoint."""
+    canvases = open_canvases(run, folder, progress=fabric.is_global_zero)
+    loader = Loader(
+        canvases, batch=run.batch, seed=run.seed, rank=fabric.global_rank, world=fabric.world_size, workers=run.workers
+    )
+    total = max(1, round(run.epochs * loader.steps_per_epoch))
+
+    module = build_method(run, method)
+    module.encoder.preprocessing = run.method.views.preprocessing
+    if fabric.world_size > 1:
+        convert_batchnorm(module)
+    if run.compile:
+        for part in module.modules():
+            if isinstance(part, Encoder):
+                part.compile()
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    turns = {
+        turn: build_optimizer(((names[id(p)], p) for p in parameters), run.optim)
+        for turn, parameters in module.turns().items()
+    }
+    model, *optimizers = fabric.setup(_Objective(module), *turns.values())
+    state = _State(module, dict(zip(turns, optimizers, strict=True)))
+    start = state.load(folder) if resume else 0
+    folder.forget_after(start)
+    folder.update(status="running", message="")
+
+    monitor = Monitor(run, canvases, folder, fabric)
+    every = monitor_steps(run, loader.steps_per_epoch, total)
+    log = _Log(run, folder, loader.steps_per_epoch, total)
+    saved_at = time.monotonic()
+    step = start
+    try:
+        with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress:
+            for canvas in loader.stream(start, total):
+                at = at_step(run, step, total, loader.steps_per_epoch, fabric)
+                # Dropout and drop path draw from the global generator: seeded too, and different on each rank.
+                torch.manual_seed(hash((run.seed, step, fabric.global_rank)))
+                batch = draw(run.method.views, canvas.to(fabric.device), at)
+                taken, values = take_step(run, model, state, batch, at, fabric)
+                step += 1
+                log.add(at, taken, values)
+                progress.advance(log.loss, run.batch)
+                ends = step in every or step == total
+                if ends:
+                    log.flush()
+                    progress.say(monitor.measure(module, at, loader.steps_per_epoch))
+                if ends or time.monotonic() - saved_at > 60 * run.checkpoint_minutes:
+                    log.flush()
+                    state.save(folder, step)
+                    saved_at = time.monotonic()
+    except KeyboardInterrupt:
+        state.save(folder, step)
+        folder.update(status="stopped", message=f"interrupted at step {step} of {total}")
+        raise
+    except Exception as error:
+        folder.update(status="failed", message=str(error))
+        raise
+    if fabric.is_global_zero:
+        save_encoder(folder.path, module.encoder)
+        monitor.save_pictures(module, at_step(run, 0, total, loader.steps_per_epoch, fabric))
+        write_unreadable(folder.path, canvases)
+    folder.update(status="finished", message="")
+    fabric.barrier()
+
+
+def monitor_steps(run: Run, steps_per_epoch: int, total: int) -> set[int]:
+    """The steps after which the representation is measured and a checkpoint written."""
+    if not run.monitor_epochs:
+        return set()
+    count = int(total / (run.monitor_epochs * steps_per_epoch))
+    return {round(i * run.monitor_epochs * steps_per_epoch) for i in range(1, count + 1)}
+
+
+def write_unreadable(path: Path, canvases: CanvasSet) -> None:
+    """List the images that could not be read, so that the user can mend or remove them."""
+    if canvases.unreadable:
+        lines = (text.replace(": ", "\t", 1) for _, text in sorted(canvases.unreadable.items()))
+        (path / "unreadable.txt").write_text("\n".join(lines) + "\n")
+
+
+class _Log:
+    """Collects losses on the device and writes their means: one synchronisation every few steps, not every step."""
+
+    def __init__(self, run: Run, folder: RunFolder, steps_per_epoch: int, total: int) -> None:
+        self.run, self.folder = run, folder
+        self.every = max(1, min(50, total // 200))
+        self.pending: list[tuple[At, list[Losses], dict[str, float]]] = []
+        self.loss = float("nan")
+        self.began = time.monotonic()
+        self.since = self.began
+        self.steps_per_epoch = steps_per_epoch
+
+    def add(self, at: At, taken: list[Losses], values: dict[str, float]) -> None:
+        self.pending.append((at, taken, values))
+        if len(self.pending) >= self.every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the mean over the pending steps. Raises NotFinite naming the term and the step."""
+        if not self.pending:
+            return
+        rows = [_means(taken, lambda losses: losses.terms) for _, taken, _ in self.pending]
+        for (at, _, _), row in zip(self.pending, rows, strict=True):
+            for name, value in row.items():
+                if not torch.isfinite(torch.tensor(value)):
+                    raise NotFinite(
+                        f"The loss term {name!r} became {value} at step {at.step} (epoch {at.epoch:.2f}). "
+                        f"The last checkpoint is from before. Lower optim.lr (now {self.run.optim.lr}), "
+                        "lengthen its warm-up, or set optim.clip to 1-3."
+                    )
+        at, _, values = self.pending[-1]
+        terms = _mean_rows(rows)
+        monitor = _mean_rows([_means(taken, lambda losses: losses.monitor) for _, taken, _ in self.pending])
+        now = time.monotonic()
+        self.loss = sum(terms.values())
+        self.folder.record(
+            {
+                "kind": "step",
+                "step": at.step + 1,
+                "epoch": (at.step + 1) / self.steps_per_epoch,
+                "loss": self.loss,
+                "terms": terms,
+                "monitor": {**monitor, "grad_norm": float(values["grad_norm"])},
+                "schedules": {
+                    "lr": values["lr"],
+                    "weight_decay": values["weight_decay"],
+                    **schedule_values(self.run, at),
+                },
+                "images_per_second": len(self.pending) * self.run.batch / (now - self.since),
+                "seconds": now - self.began,
+            }
+        )
+        self.pending.clear()
+        self.since = now
+
+
+def _means(taken: list[Losses], part: Callable[[Losses], dict[str, Tensor]]) -> dict[str, float]:
+    names = dict.fromkeys(name for losses in taken for name in part(losses))
+    return {
+        name: torch.stack([part(losses)[name].detach().float() for losses in taken if name in part(losses)]).mean().item()
+        for name in names
+    }
+
+
+def _mean_rows(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the mode before outside."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

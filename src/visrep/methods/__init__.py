@@ -1,0 +1,96 @@
+"""Methods are found by their files: ``simclr`` is ``methods/*/simclr.py``; a path to a file works the same way."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from visrep.config import Run
+from visrep.method import Method
+
+FOLDER = Path(__file__).parent
+
+
+def method_files() -> dict[str, Path]:
+    """Name to file of every built-in method, by family, then name."""
+    files = sorted(FOLDER.glob("*/*.py"))
+    return {file.stem: file for file in files if not file.name.startswith("_")}
+
+
+def load_method(name: str) -> ModuleType:
+    """The module of a built-in method, or of the user's own file when ``name`` ends in ``.py``.
+
+    Raises ValueError, with the nearest names, when there is none.
+    """
+    if name.endswith(".py"):
+        return _load_file(Path(name))
+    files = method_files()
+    if name not in files:
+        near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
+        raise ValueError(
+            f"There is no method {name!r}. "
+            + (f"Perhaps you meant {' or '.join(near)}. " if near else "")
+            + f"Available: {', '.join(files)}; or give the path of your own .py file."
+        )
+    return importlib.import_module(f"visrep.methods.{files[name].parent.name}.{name}")
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. Give the path of a Python file that defines a Method.")
+    # Under a name of its own in sys.modules, so that a saved configuration finds its classes again.
+    name = f"visrep_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} cannot be loaded as Python.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def method_class(module: ModuleType) -> type[Method]:
+    """The one `Method` that a module defines. Raises ValueError when it defines none or several."""
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{module.__file__} defines {len(found)} subclasses of Method; it must define exactly one.")
+    return found[0]
+
+
+def presets(module: ModuleType) -> dict[str, Callable[[], Run]]:
+    """The presets of a method: its public functions annotated to return a `Run`."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+        and str(inspect.signature(value).return_annotation).split("[")[0] in ("Run", str(Run))
+    }
+
+
+def preset(name: str, default: str = "imagenette128") -> tuple[ModuleType, str, Run]:
+    """``method`` or ``method:preset`` to its module, the preset's name and the run it describes.
+
+    Without a preset: ``default`` where the method has it, else the first in its file.
+    """
+    # A preset follows the last colon, but "C:\\me.py" has one too.
+    method, _, wanted = name.rpartition(":") if ":" in name and not name.endswith(".py") else (name, "", "")
+    module = load_method(method)
+    known = presets(module)
+    if not known:
+        raise ValueError(f"{module.__file__} has no preset: add a function that returns a visrep.config.Run.")
+    chosen = wanted or (default if default in known else next(iter(known)))
+    if chosen not in known:
+        raise ValueError(f"{method} has no preset {chosen!r}. It has: {', '.join(known)}.")
+    return module, chosen, known[chosen]()

@@ -1,0 +1,110 @@
+"""Measuring the representation while it is trained: label-free signals, kNN when there are labels, a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from visrep.analysis.health import diagnose
+from visrep.analysis.spectra import alignment, feature_std, rankme, uniformity
+from visrep.config import Run
+from visrep.data import CanvasSet, open_source
+from visrep.evaluation.features import Features, extract
+from visrep.evaluation.knn import knn_accuracy
+from visrep.method import At, Method
+from visrep.rundir import RunFolder
+from visrep.views import draw
+
+
+class Monitor:
+    """Measures always the same images: a sample of the training data and, with labels, of ``run.val``."""
+
+    def __init__(self, run: Run, canvases: CanvasSet, folder: RunFolder, fabric: Fabric) -> None:
+        self.run, self.canvases, self.folder, self.fabric = run, canvases, folder, fabric
+        usable = np.random.default_rng(run.seed).permutation(canvases.usable)[: run.monitor_images]
+        self.bank, self.queries, self.query_canvases = usable, usable[:0], canvases
+        if canvases.source.labels is None:
+            return
+        if run.val:
+            source = open_source(run.val)
+            self.query_canvases = CanvasSet(source, run.canvas, cache="memory", workers=run.workers)
+            self.queries = self.query_canvases.usable[: run.monitor_images]
+        else:
+            # The encoder has seen these images, though no label: good for watching, not for reporting.
+            self.bank, self.queries = np.split(usable, [len(usable) - len(usable) // 5])
+
+    def measure(self, method: Method, at: At, steps_per_epoch: int) -> str:
+        """Measure, record, diagnose. Returns a line for the user."""
+        if not self.fabric.is_global_zero:
+            self.fabric.barrier()
+            return ""
+        bank = self._extract(method, self.canvases, self.bank)
+        z = bank.vectors[self._key(bank)].float()
+        monitors: dict[str, Any] = {
+            "feature_std": float(feature_std(z)),
+            "uniformity": float(uniformity(z)),
+            "rankme": float(rankme(z)),
+            "alignment": float(self._alignment(method, at)),
+            "width": z.shape[1],
+            "images": z.shape[0],
+        }
+        if len(self.queries):
+            queries = self._extract(method, self.query_canvases, self.queries)
+            correct = knn_accuracy(z, bank.labels, queries.vectors[self._key(queries)].float(), queries.labels, k=20)
+            monitors["knn"] = 100 * float(correct)
+        step = at.step + 1
+        line = {"kind": "epoch", "step": step, "epoch": step / steps_per_epoch, "monitors": monitors}
+        verdict = diagnose(self.folder.metrics("step"), [*self.folder.metrics("epoch"), line])
+        self.folder.record({**line, "verdict": asdict(verdict)})
+        self.fabric.barrier()
+        knn = f"kNN {monitors['knn']:.1f} %, " if "knn" in monitors else ""
+        return f"epoch {line['epoch']:.1f}: {knn}RankMe {monitors['rankme']:.0f} of {z.shape[1]}, {verdict.state}"
+
+    def save_pictures(self, method: Method, at: At) -> None:
+        """Keep what the model saw and, where it draws, what it drew, for the report."""
+        canvases = self.canvases.get(self.canvases.usable[:8]).to(self.fabric.device)
+        alone = replace(at, rank=0, world=1)
+        batch = draw(self.run.method.views, canvases, alone)
+        side = batch.crops[0].shape[-1]
+        whole = torch.nn.functional.interpolate(canvases.pixels.float() / 255, (side, side), mode="area")
+        columns = [whole[:, None]]
+        preprocessing = self.run.method.views.preprocessing
+        mean = torch.tensor(preprocessing.mean, device=self.fabric.device)[:, None, None]
+        std = torch.tensor(preprocessing.std, device=self.fabric.device)[:, None, None]
+        for crops in batch.crops:
+            shown = torch.nn.functional.interpolate((crops * std + mean).flatten(0, 1), (side, side))
+            columns.append(shown.unflatten(0, crops.shape[:2]).transpose(0, 1))
+        pictures = {"views": torch.cat(columns, dim=1)}
+        with torch.no_grad():
+            pictures |= method.pictures(batch.without_labels(), alone)
+        np.savez_compressed(self.folder.path / "pictures.npz", **{k: _to_uint8(v) for k, v in pictures.items()})
+
+    def _extract(self, method: Method, canvases: CanvasSet, indices: np.ndarray) -> Features:
+        return extract(method.encoder, canvases, indices, device=self.fabric.device)
+
+    def _key(self, features: Features) -> tuple[int, str]:
+        return next(iter(features.vectors))
+
+    @torch.no_grad()
+    def _alignment(self, method: Method, at: At) -> Tensor:
+        """Distance between the encodings of two training views of the same image."""
+        rng = torch.Generator(self.fabric.device).manual_seed(self.run.seed)
+        alone = replace(at, rng=rng, rank=0, world=1)
+        canvases = self.canvases.get(self.bank[:256]).to(self.fabric.device)
+        first, second = (draw(self.run.method.views, canvases, alone).crops[0][0] for _ in range(2))
+        encoder = method.encoder
+        training = encoder.training
+        encoder.eval()
+        z1, z2 = encoder(first).pool(), encoder(second).pool()
+        encoder.train(training)
+        return alignment(z1.float(), z2.float())
+
+
+def _to_uint8(pictures: Tensor) -> np.ndarray:
+    """ "rows columns c h w" in [0, 1] to uint8 "rows columns h w c"."""
+    return (pictures.clamp(0, 1) * 255).round().byte().movedim(2, -1).cpu().numpy()

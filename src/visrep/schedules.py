@@ -1,0 +1,86 @@
+"""Schedules are values: frozen dataclasses called with `At`, nothing to step, save or replay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from visrep.method import At
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value throughout."""
+
+    value: float
+
+    def __call__(self, at: At) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from ``start`` at the first step towards ``end``, which it would reach at step ``total``.
+
+    Equal to the official DINO ``cosine_scheduler``.
+    """
+
+    start: float
+    end: float
+
+    def __call__(self, at: At) -> float:
+        return self.end + 0.5 * (self.start - self.end) * (1 + math.cos(math.pi * at.progress))
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A straight line from ``start`` to ``end`` over the first ``epochs`` epochs, then ``end``."""
+
+    start: float
+    end: float
+    epochs: float
+
+    def __call__(self, at: At) -> float:
+        share = min(1.0, at.epoch / self.epochs) if self.epochs > 0 else 1.0
+        return self.start + (self.end - self.start) * share
+
+
+@dataclass(frozen=True)
+class Step:
+    """``values[i]`` from epoch ``at_epochs[i - 1]`` on; one more value than milestones."""
+
+    values: tuple[float, ...]
+    at_epochs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.at_epochs) + 1:
+            raise ValueError(
+                f"Step needs one more value than milestones, got {len(self.values)} values and "
+                f"{len(self.at_epochs)} milestones. Give {len(self.at_epochs) + 1} values."
+            )
+
+    def __call__(self, at: At) -> float:
+        return self.values[sum(at.epoch >= epoch for epoch in self.at_epochs)]
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """A line from ``start`` to where ``then`` begins over ``epochs``, then ``then`` over what is left.
+
+    The last warm-up step already has the full value, as in the official DINO ``cosine_scheduler``. A warm-up
+    longer than half the run is shortened to half of it, so that short trials also leave the ground.
+    """
+
+    epochs: float
+    then: Constant | Cosine | Ramp | Step
+    start: float = 0.0
+
+    def __call__(self, at: At) -> float:
+        warm = min(round(self.epochs * at.steps_per_epoch), at.total // 2)
+        if at.step >= warm:
+            return self.then(replace(at, step=at.step - warm, total=at.total - warm))
+        peak = self.then(replace(at, step=0))
+        return self.start + (peak - self.start) * at.step / max(1, warm - 1)
+
+
+Schedule = Constant | Cosine | Ramp | Step | Warmup

@@ -1,0 +1,224 @@
+"""Is a run learning? A plain verdict from its metrics, with the likely cause and the field to change.
+
+No label is needed. Four numbers carry the weight:
+
+* the loss, now against its start;
+* the spread of the representation, ``feature_std * sqrt(width)``: the mean standard deviation of
+  L2-normalised features, 1 when they cover the sphere evenly, 0 when every image gets one vector
+  (arXiv:2011.10566, 4.1);
+* its rank share, ``rankme / min(images, width)`` (RankMe, arXiv:2210.02885);
+* for a teacher with prototypes, the entropy of its output divided by log k: 1 is uniform, 0 is one-hot;
+  either, while the student no longer differs, is a collapse (DINO, arXiv:2104.14294, 5.3).
+
+The limits below are alarms that tell broken runs from sound ones, not measures of quality: a probe on
+labelled images measures quality.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from visrep.analysis.signs import Record, Signs, read_signs
+
+State = Literal["healthy", "complete collapse", "dimensional collapse", "diverging", "flat", "too early"]
+
+MIN_STEPS = 50
+"""optimiser steps before which only a non-finite loss is told from a sound run"""
+COLLAPSED_SPREAD = 0.02
+"""spread at which all images have practically one vector, whatever came before"""
+FALLEN_SPREAD = 0.1
+"""spread that counts as collapsed when it also fell to a third of its highest"""
+COLLAPSED_RANK = 0.03
+"""rank share at which few directions are in use, whatever came before"""
+FALLEN_RANK = 0.12
+"""rank share that counts as collapsed when it also fell to half of its highest"""
+UNIFORM = 0.98
+"""normalised teacher entropy at which the teacher hardly tells images apart"""
+ONE_HOT = 0.02
+"""normalised teacher entropy at which the teacher gives one prototype"""
+AGREED = 0.05
+"""divergence of the student from the teacher, in nats, at which there is nothing left to learn"""
+RISE = 0.5
+"""rise of the loss over its start, as a share of its scale, that counts as diverging"""
+FALL = 0.01
+"""fall of the loss below its start, as a share of its scale, that counts as learning"""
+KNN_GAIN = 3.0
+"""gain of the online kNN, in points, that outweighs a flat loss or a low rank"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the metrics say, in words to act on. An empty ``cause`` and ``change`` mean nothing to do."""
+
+    state: State
+    evidence: str
+    """the numbers behind the verdict"""
+    cause: str
+    """what most likely did it"""
+    change: str
+    """which configuration field to change, and how"""
+
+
+def diagnose(steps: Sequence[Record], epochs: Sequence[Record]) -> Verdict:
+    """The verdict on a run from the ``step`` and ``epoch`` records of its metrics, oldest first.
+
+    The most serious finding wins: a loss that is not finite or rises, complete collapse, a teacher that stays
+    uniform, dimensional collapse, a flat loss. What a method does not log is left out of the reasoning.
+    """
+    if not steps:
+        return Verdict("too early", "No step is logged yet.", "", "")
+    signs = read_signs(steps, epochs)
+    if not math.isfinite(signs.loss):
+        return _not_finite(steps, signs)
+    if signs.step < MIN_STEPS:
+        return Verdict("too early", f"{_summary(signs)} A verdict needs {MIN_STEPS} steps.", "", "")
+    for finding in (_diverging, _complete_collapse, _uniform_teacher, _dimensional_collapse, _flat):
+        if verdict := finding(signs):
+            return verdict
+    return _healthy(signs)
+
+
+def _not_finite(steps: Sequence[Record], signs: Signs) -> Verdict:
+    broken = next(record for record in steps if not math.isfinite(record["loss"]))
+    terms = [name for name, value in broken["terms"].items() if not math.isfinite(value)]
+    return Verdict(
+        "diverging",
+        f"The loss became {broken['loss']} at step {broken['step']} (in {', '.join(terms) or 'the sum'}; "
+        f"learning rate up to {signs.peak_lr:.3g}).",
+        "The learning rate is too high for this batch and encoder, or a number overflowed in low precision.",
+        "Set optim.lr to a third, lengthen its warm-up or set optim.clip to 1; with precision=16-mixed try "
+        "bf16-mixed or 32-true.",
+    )
+
+
+def _diverging(signs: Signs) -> Verdict | None:
+    if signs.loss - signs.start <= RISE * signs.scale:
+        return None
+    return Verdict(
+        "diverging",
+        f"The loss rose from {signs.start:.4g} at the start to {signs.loss:.4g} at step {signs.step} "
+        f"(best {signs.best:.4g}; learning rate up to {signs.peak_lr:.3g}).",
+        "The learning rate is too high for this batch and encoder.",
+        "Set optim.lr to a third and lengthen its warm-up; optim.clip=1 also helps.",
+    )
+
+
+def _complete_collapse(signs: Signs) -> Verdict | None:
+    one_hot = bool(signs.entropy) and signs.entropy[-1] < ONE_HOT and signs.kl < AGREED
+    back_to_uniform = _uniform(signs) and min(signs.entropy) < UNIFORM - 0.05
+    if not (_one_vector(signs) or one_hot or back_to_uniform):
+        return None
+    cause = (
+        "The same vector for every image satisfies the objective: the learning rate is too high, gradient "
+        "flows through a target that should be fixed, or nothing pushes images apart."
+    )
+    change = (
+        "Set optim.lr to a third and lengthen its warm-up; check that targets are detached; for a "
+        "contrastive method raise batch, which adds negatives."
+    )
+    if one_hot:
+        cause = "The teacher gives every image one and the same prototype: centring is missing or too slow."
+        change = (
+            f"Lower method.center_momentum (0.9 follows ten steps), raise method.tau_teacher{_now(signs)}, "
+            "set optim.lr to a third."
+        )
+    elif signs.entropy:
+        cause = (
+            "Teacher and student agreed on one output for all: too little sharpening or too fast a teacher."
+        )
+        change = (
+            f"Lower method.tau_teacher{_now(signs)} or method.prototypes, raise method.teacher_decay, set "
+            "optim.lr to a third."
+        )
+    return Verdict("complete collapse", _summary(signs), cause, change)
+
+
+def _one_vector(signs: Signs) -> bool:
+    if not signs.spread:
+        return False
+    spread, highest = signs.spread[-1], max(signs.spread)
+    return spread < COLLAPSED_SPREAD or (spread < FALLEN_SPREAD and spread < highest / 3)
+
+
+def _uniform(signs: Signs) -> bool:
+    """Whether the teacher has been uniform for the last fifth of the run, and the student no different."""
+    return signs.entropy_stays_above > UNIFORM and (signs.kl < AGREED or math.isinf(signs.kl))
+
+
+def _uniform_teacher(signs: Signs) -> Verdict | None:
+    """A prototype head that never left its start: the loss stays near log k and nothing is learned."""
+    if not _uniform(signs) or signs.warming or signs.knn_gain >= KNN_GAIN:
+        return None
+    return Verdict(
+        "flat",
+        f"{_summary(signs)} The teacher still spreads every image evenly over its prototypes.",
+        "There are more prototypes than so few images and steps can tell apart, or the teacher is too blunt.",
+        "Lower method.prototypes (128 suits ten thousand small images) and "
+        f"method.tau_teacher{_now(signs)} to about 0.03, or train longer.",
+    )
+
+
+def _dimensional_collapse(signs: Signs) -> Verdict | None:
+    if not signs.rank or signs.knn_gain >= KNN_GAIN:
+        return None
+    rank, highest = signs.rank[-1], max(signs.rank)
+    if not (rank < COLLAPSED_RANK or (rank < FALLEN_RANK and rank < highest / 2)):
+        return None
+    return Verdict(
+        "dimensional collapse",
+        f"{_summary(signs)} The features use {100 * rank:.1f} % of the directions they could; the most so "
+        f"far was {100 * highest:.1f} %.",
+        "The views share too easy a cue (often colour), the learning rate is too high, or nothing in the "
+        "objective decorrelates.",
+        "Strengthen the views (method.views: jitter, gray, smaller scale), set optim.lr to a third, raise "
+        "batch; with prototypes also raise method.tau_teacher.",
+    )
+
+
+def _flat(signs: Signs) -> Verdict | None:
+    """No fall of the loss, which a sharpening teacher is excused: its cross-entropy falls only later."""
+    fell = signs.start - signs.best > FALL * signs.scale
+    sharpening = bool(signs.entropy) and signs.entropy[-1] <= UNIFORM
+    if fell or sharpening or signs.knn_gain >= KNN_GAIN:
+        return None
+    if signs.warming:
+        evidence = f"{_summary(signs)} The learning rate is still warming up ({signs.peak_lr:.3g})."
+        return Verdict("too early", evidence, "", "")
+    return Verdict(
+        "flat",
+        f"{_summary(signs)} The learning rate reached {signs.peak_lr:.3g}.",
+        "The learning rate is too low, or so high that the first steps broke the network; or these views "
+        "make the task impossible.",
+        "Try optim.lr three times higher and three times lower; look at the sample views; train longer.",
+    )
+
+
+def _healthy(signs: Signs) -> Verdict:
+    if signs.knn and max(signs.knn) - signs.knn[-1] >= KNN_GAIN:
+        return Verdict(
+            "healthy",
+            f"{_summary(signs)} But kNN is below its best, {max(signs.knn):.1f} %.",
+            "The objective is still being solved, by features that serve the labels less.",
+            "Lower epochs, or strengthen the views (method.views).",
+        )
+    return Verdict("healthy", _summary(signs), "", "")
+
+
+def _summary(signs: Signs) -> str:
+    facts = [f"Loss {signs.start:.4g} → {signs.loss:.4g} in {signs.step} steps"]
+    if signs.spread:
+        facts.append(f"spread {signs.spread[-1]:.2g} (1 is even, 0 is one vector for every image)")
+    if signs.rank:
+        facts.append(f"RankMe {signs.rankme:.1f} of {signs.directions} directions")
+    if signs.entropy:
+        facts.append(f"teacher entropy {signs.entropy[-1]:.3f} of its maximum")
+    if signs.knn:
+        facts.append(f"kNN {signs.knn[0]:.1f} → {signs.knn[-1]:.1f} %")
+    return "; ".join(facts) + "."
+
+
+def _now(signs: Signs) -> str:
+    return "" if math.isnan(signs.tau_teacher) else f" ({signs.tau_teacher:.3g} now)"

@@ -1,0 +1,73 @@
+"""What a run folder has on record, read without the code that trained it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The files of a run folder. Whatever is not written yet is empty."""
+
+    path: Path
+    about: dict[str, Any]
+    """run.json: method, preset, command, versions, status and, under "run", the whole configuration"""
+    steps: list[dict[str, Any]]
+    """"step" records of metrics.jsonl, oldest first"""
+    epochs: list[dict[str, Any]]
+    """"epoch" records of metrics.jsonl, oldest first"""
+    evaluation: dict[str, Any]
+    """evaluation.json"""
+    pictures: dict[str, np.ndarray]
+    """pictures.npz: uint8 "rows columns h w 3" by name"""
+    unreadable: list[tuple[str, str]]
+    """(path, reason) of images that could not be decoded"""
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder, finished or not. Raises ValueError when ``path`` is not one."""
+    if not (path / "run.json").is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "no such folder"
+        raise ValueError(
+            f"{path} is not a run folder: it has no run.json ({found or 'empty'}). "
+            "Give the folder that pretraining wrote, the one with metrics.jsonl in it."
+        )
+    lines = _metrics(path / "metrics.jsonl")
+    evaluation = path / "evaluation.json"
+    return RunRecord(
+        path=path,
+        about=json.loads((path / "run.json").read_text()),
+        steps=[line for line in lines if line["kind"] == "step"],
+        epochs=[line for line in lines if line["kind"] == "epoch"],
+        evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else {},
+        pictures=_pictures(path / "pictures.npz"),
+        unreadable=_unreadable(path / "unreadable.txt"),
+    )
+
+
+def _metrics(file: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:  # the line being written while we read, or cut short by a kill
+            continue
+    return lines
+
+
+def _pictures(file: Path) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        return {}
+    with np.load(file) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _unreadable(file: Path) -> list[tuple[str, str]]:
+    lines = file.read_text().splitlines() if file.is_file() else []
+    pairs = (line.partition("\t") for line in lines if line)
+    return [(name, reason) for name, _, reason in pairs]

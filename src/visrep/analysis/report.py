@@ -1,0 +1,121 @@
+"""A run as one self-contained HTML page: how it went, what it learned, what it looks at, how to repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from visrep.analysis import report_images as images_of
+from visrep.analysis import report_training as training
+from visrep.analysis.gallery import Gallery, Missing, build_gallery
+from visrep.analysis.page import Section, document, note
+from visrep.analysis.record import RunRecord, read_run
+
+Material = TypeVar("Material")
+
+FROM_RECORD: tuple[tuple[str, str, Callable[[RunRecord], str]], ...] = (
+    (
+        "Probes",
+        "The encoder is frozen and a simple classifier reads its features: training was worth it where the "
+        "trained encoder's interval lies above both the same network untrained and raw pixels (green row).",
+        training.probes,
+    ),
+    (
+        "Loss and schedules",
+        "The loss should fall, steeply at first; a level line from the start means nothing is learned, a rise "
+        "that training diverges.",
+        training.losses,
+    ),
+    (
+        "Health while training",
+        "Measured without labels, kNN apart: spread and RankMe must not go towards zero while the loss falls.",
+        training.monitors,
+    ),
+    (
+        "Sample views",
+        "What the model was shown, one image a row: the whole image, then its crops as they went into the "
+        "network; you should still recognise the object in most of them.",
+        images_of.view_section,
+    ),
+    (
+        "The method's own pictures",
+        "What the method draws; for a masked method the image, what was left of it, and the model's guess.",
+        images_of.picture_section,
+    ),
+)
+FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
+    (
+        "Map",
+        "Images with similar features lie together: groups of one colour mean that the encoder tells them "
+        "apart by itself.",
+        images_of.map_section,
+    ),
+    (
+        "Nearest neighbours",
+        "Left the query, right the images that are most similar to the encoder: look for shared content rather "
+        "than shared colour.",
+        images_of.neighbour_section,
+    ),
+    (
+        "Spectrum",
+        "How evenly the features use their directions: a line that drops off a cliff means that most of them "
+        "are unused.",
+        images_of.spectrum_section,
+    ),
+    (
+        "Attention",
+        "Bright is where the network looks: useful heads follow objects or parts, even ones learned little.",
+        images_of.attention_section,
+    ),
+    (
+        "Patch tokens",
+        "Patches in the same colour have similar features, across all the images shown: objects should stand "
+        "out from the background.",
+        images_of.token_section,
+    ),
+)
+ORDER = (
+    "Probes", "Loss and schedules", "Health while training", "Map", "Nearest neighbours", "Attention",
+    "Patch tokens", "The method's own pictures", "Sample views", "Spectrum",
+)  # fmt: skip
+
+
+def report(run: Path, *, images: int = 600) -> Path:
+    """Write ``report.html`` into a run folder, finished or not; returns its path.
+
+    ``images`` is how many of the run's held-out (else training) images are encoded for the map, the
+    neighbours and the spectrum. A section whose material is missing says so. Raises ValueError when ``run`` is
+    not a run folder or ``images`` is below 2.
+    """
+    if images < 2:
+        raise ValueError(f"images={images}: a map and neighbours need at least 2 images; the default is 600.")
+    record = read_run(run)
+    sections = {title: _section(title, reading, build, record) for title, reading, build in FROM_RECORD}
+    try:
+        gallery = build_gallery(record, images)
+    except Missing as missing:
+        for title, reading, _ in FROM_IMAGES:
+            sections[title] = Section(title, reading, note(f"Not available: {missing}"))
+    else:
+        sections |= {title: _section(title, reading, build, gallery) for title, reading, build in FROM_IMAGES}
+    last = Section(
+        "Configuration",
+        "Everything needed to repeat this run; the folder's run.json holds the same.",
+        training.configuration(record),
+    )
+    name = f"{record.about['method']} · {run.resolve().name}"
+    page = document(name, training.header(record), [*(sections[title] for title in ORDER), last])
+    out = run / "report.html"
+    temporary = out.with_name(out.name + ".part")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(out)
+    return out
+
+
+def _section(title: str, reading: str, build: Callable[[Material], str], material: Material) -> Section:
+    """The section, or the reason why it is missing."""
+    try:
+        return Section(title, reading, build(material))
+    except Missing as missing:
+        return Section(title, reading, note(str(missing)))

@@ -1,0 +1,92 @@
+"""The few numbers of a run's metrics that a verdict on its health rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Losses smoothed by medians, monitors made comparable between widths. What is not logged is empty."""
+
+    step: int
+    """the last step on record"""
+    start: float
+    """loss over the first records"""
+    best: float
+    """lowest smoothed loss so far"""
+    loss: float
+    """loss over the last records; the last one itself when that is not finite"""
+    peak_lr: float
+    """highest learning rate so far; NaN when none is logged"""
+    warming: bool
+    """whether the learning rate is still on its first rise"""
+    tau_teacher: float
+    """temperature of the teacher now; NaN when the method has none"""
+    spread: tuple[float, ...]
+    """feature_std * sqrt(width), one a monitored epoch: 1 is even on the sphere, 0 is one vector for all"""
+    rank: tuple[float, ...]
+    """rankme / min(images, width), one a monitored epoch"""
+    rankme: float
+    """the last one, in directions; NaN when not logged"""
+    directions: int
+    """min(images, width): the most that rankme could be"""
+    knn: tuple[float, ...]
+    """online kNN accuracy in percent, one a monitored epoch"""
+    entropy: tuple[float, ...]
+    """of the teacher's output divided by log k, one a step record"""
+    kl: float
+    """of the student from the teacher in nats, over the last records; infinite when not logged"""
+
+    @property
+    def scale(self) -> float:
+        """What a change of the loss is measured against: its size at the start, or its fall so far."""
+        return max(abs(self.start), self.start - self.best, 1e-8)
+
+    @property
+    def knn_gain(self) -> float:
+        """Points of kNN accuracy gained since the first measurement."""
+        return self.knn[-1] - self.knn[0] if self.knn else 0.0
+
+    @property
+    def entropy_stays_above(self) -> float:
+        """Lowest teacher entropy over the last fifth of the run; 0 when not logged."""
+        return min(self.entropy[-max(1, len(self.entropy) // 5) :]) if self.entropy else 0.0
+
+
+def read_signs(steps: Sequence[Record], epochs: Sequence[Record]) -> Signs:
+    """Condense ``step`` records (at least one) and ``epoch`` records, oldest first."""
+    losses = [float(record["loss"]) for record in steps]
+    finite = [loss for loss in losses if math.isfinite(loss)] or [math.nan]
+    window = max(1, min(len(finite) // 10, 100))
+    smooth = [median(finite[i : i + window]) for i in range(0, len(finite) - window + 1, window)]
+    rates = [float(r["schedules"]["lr"]) for r in steps if "lr" in r["schedules"]]
+    taus = [float(r["schedules"]["tau_teacher"]) for r in steps if "tau_teacher" in r["schedules"]]
+    kls = [float(r["monitor"]["teacher_student_kl"]) for r in steps if "teacher_student_kl" in r["monitor"]]
+    monitors = [record["monitors"] for record in epochs]
+    ranked = [m for m in monitors if "rankme" in m]
+    return Signs(
+        step=int(steps[-1]["step"]),
+        # few records: the loss often falls fastest in the first steps
+        start=median(finite[: min(window, 10)]),
+        best=min(smooth),
+        loss=median(finite[-window:]) if math.isfinite(losses[-1]) else losses[-1],
+        peak_lr=max(rates, default=math.nan),
+        warming=len(rates) > 1 and rates[-1] == max(rates) > rates[-2],
+        tau_teacher=taus[-1] if taus else math.nan,
+        spread=tuple(m["feature_std"] * math.sqrt(m["width"]) for m in monitors if "feature_std" in m),
+        rank=tuple(m["rankme"] / min(m["images"], m["width"]) for m in ranked),
+        rankme=float(ranked[-1]["rankme"]) if ranked else math.nan,
+        directions=int(min(ranked[-1]["images"], ranked[-1]["width"])) if ranked else 0,
+        knn=tuple(float(m["knn"]) for m in monitors if "knn" in m),
+        entropy=tuple(
+            float(r["monitor"]["teacher_entropy"]) for r in steps if "teacher_entropy" in r["monitor"]
+        ),
+        kl=median(kls[-window:]) if kls else math.inf,
+    )

@@ -1,0 +1,27 @@
+"""What every encoder refuses, in the same words."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raises ValueError unless a configuration field has one of its values."""
+    if value not in choices:
+        raise ValueError(f"{field}={value!r} is not possible. Choose one of {', '.join(map(repr, choices))}.")
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """Raises ValueError unless ``images`` is "b c h w" with that many channels."""
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise ValueError(
+            f"Expected images 'b c h w' with {channels} channels, got shape {tuple(images.shape)}. "
+            "Join views along the batch axis; repeat the channel of grey images."
+        )
+
+
+def check_layers(layers: tuple[int, ...], depth: int) -> None:
+    """Raises ValueError unless every layer is in 1..depth."""
+    for layer in layers:
+        if not 1 <= layer <= depth:
+            raise ValueError(f"layers={layers} asks for layer {layer}; this encoder has layers 1 to {depth}.")

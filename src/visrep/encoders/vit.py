@@ -1,0 +1,225 @@
+"""Vision transformer (arXiv:2010.11929), for images of any size that is a multiple of the patch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, final, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from visrep.encoders.checks import check_choice, check_images, check_layers
+from visrep.method import Encoder, Preprocessing, Tokens
+from visrep.nn.positions import Rotary, resample, rotary_2d, sincos_2d
+from visrep.nn.transformer import Block, MlpKind
+
+Position = Literal["learned", "sincos", "rope"]
+
+
+@dataclass(frozen=True)
+class ViT:
+    """A vision transformer, by default DINO's ViT-S/16. Raises ValueError for sizes that do not divide."""
+
+    image: int = 224
+    """side in pixels that positions are stated for; other sizes resample them"""
+    patch: int = 16
+    """side of a patch in pixels"""
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    mlp: MlpKind = "gelu"
+    cls: bool = True
+    registers: int = 0
+    """extra tokens without a position (arXiv:2309.16588)"""
+    mask_token: bool = False
+    """a learned token that ``mask`` puts in place of patches"""
+    position: Position = "learned"
+    position_offset: float = 0.0
+    """0.1 resamples learned positions as the published DINO code does; 0 antialiases instead"""
+    layer_scale: float = 0.0
+    """first value of LayerScale, 0 for none"""
+    drop_path: float = 0.0
+    """rate of the last block; grows linearly from 0 at the first"""
+    qkv_bias: bool = True
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        check_choice("mlp", self.mlp, get_args(MlpKind))
+        check_choice("position", self.position, get_args(Position))
+        patch_grid(self.image, self.image, self.patch)
+        parts = {"learned": 1, "sincos": 4, "rope": 4 * self.heads}[self.position]
+        if self.width % math.lcm(self.heads, parts):
+            raise ValueError(
+                f"heads={self.heads} and position={self.position!r} need a width that is a multiple of "
+                f"{math.lcm(self.heads, parts)}, got width={self.width}. Change width or heads."
+            )
+        if self.position_offset and self.position != "learned":
+            raise ValueError(
+                f"position_offset={self.position_offset} has no effect with position={self.position!r}. "
+                "Set it to 0, or position to 'learned'."
+            )
+
+    def build(self) -> VisionTransformer:
+        """A network with fresh weights, drawn from torch's global generator."""
+        return VisionTransformer(self)
+
+
+def patch_grid(height: int, width: int, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches in an image. Raises ValueError when it does not divide."""
+    if min(height, width) < patch or height % patch or width % patch:
+        nearest = " x ".join(str(max(1, round(side / patch)) * patch) for side in (height, width))
+        raise ValueError(
+            f"An image of {height} x {width} pixels does not divide into patches of {patch} x {patch}. "
+            f"The nearest size that does is {nearest}."
+        )
+    return height // patch, width // patch
+
+
+def take(x: Float[Tensor, "b n d"], indices: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
+    """Some of the tokens of each image."""
+    return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def learned_tokens(n: int, width: int) -> nn.Parameter:
+    """Parameters "1 n d", initialised as in DINO."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, n, width), std=0.02))
+
+
+@final
+class PatchEmbed(nn.Module):
+    """One linear map of the pixels of each patch: the usual strided convolution, its kernel flattened."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear(channels * patch**2, width)  # torch's own initialisation, as in DINO
+
+    def forward(
+        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        p = self.patch
+        pixels = images.unfold(2, p, p).unfold(3, p, p)  # b c rows columns p p
+        pixels = pixels.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # b n (c p p)
+        return self.proj(pixels if keep is None else take(pixels, keep))
+
+
+@final
+class VisionTransformer(Encoder):
+    """See `ViT`. With ``keep``, patches are chosen before anything is computed, so only they cost."""
+
+    position: Tensor | None
+    """table "1 n d" added to the patches: a parameter, a buffer (sin-cos) or none (rope)"""
+
+    def __init__(self, config: ViT) -> None:
+        super().__init__()
+        self.config: ViT = config
+        self.width, self.depth, self.stride = config.width, config.depth, config.patch
+        self.preprocessing = Preprocessing(config.image, ratio=1.0 if config.image < 96 else 0.875)
+        self.grid = patch_grid(config.image, config.image, config.patch)
+
+        self.patch_embed = PatchEmbed(config.channels, config.patch, config.width)
+        self.cls_token = learned_tokens(1, config.width) if config.cls else None
+        self.register_tokens = learned_tokens(config.registers, config.width) if config.registers else None
+        self.mask_token = learned_tokens(1, config.width) if config.mask_token else None
+        if config.position == "sincos":
+            self.register_buffer("position", sincos_2d(self.grid, config.width)[None], persistent=False)
+        else:
+            learned = config.position == "learned"
+            self.position = learned_tokens(math.prod(self.grid), config.width) if learned else None
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.heads,
+                mlp_ratio=config.mlp_ratio,
+                mlp=config.mlp,
+                qkv_bias=config.qkv_bias,
+                layer_scale=config.layer_scale,
+                drop_path=config.drop_path * i / max(1, config.depth - 1),
+            )
+            for i in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b c h w"],
+        *,
+        keep: Int[Tensor, "b m"] | None = None,
+        mask: Bool[Tensor, "b n"] | None = None,
+        layers: tuple[int, ...] = (),
+        attention: bool = False,
+    ) -> Tokens:
+        """Encode images; see `Encoder.forward`.
+
+        Raises ValueError for sizes that are not a multiple of the patch, layers that do not exist, and masks
+        or indices that do not fit.
+        """
+        check_images(images, self.config.channels)
+        check_layers(layers, self.depth)
+        grid = patch_grid(images.shape[2], images.shape[3], self.config.patch)
+        x = self._embed(images, grid, keep, mask)
+        rotary = self._rotary(grid, keep, x.device) if self.config.position == "rope" else None
+
+        states: dict[int, Tensor] = {}
+        maps: list[Tensor] | None = [] if attention else None
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, rotary, maps)
+            if number in layers or number == self.depth:
+                states[number] = self.norm(x)
+        return replace(
+            self._split(states[self.depth], grid),
+            layers=tuple(self._split(states[layer], grid) for layer in layers),
+            attention=None if maps is None else torch.stack(maps),
+        )
+
+    def _embed(
+        self, images: Tensor, grid: tuple[int, int], keep: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """All tokens before the first block, "b n d": cls, registers, patches."""
+        if keep is not None and len(keep) != len(images):
+            raise ValueError(f"keep has {len(keep)} rows for {len(images)} images. Give one row an image.")
+        x = self.patch_embed(images, keep)
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError(
+                    "mask= needs a mask token, which this encoder lacks. Build it with mask_token=True."
+                )
+            if mask.shape != (len(images), math.prod(grid)):
+                raise ValueError(
+                    f"mask has shape {tuple(mask.shape)}; {len(images)} images of {grid[0]} x {grid[1]} "
+                    f"patches need {(len(images), math.prod(grid))}."
+                )
+            mask = mask if keep is None else mask.gather(1, keep)
+            x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        if self.position is not None:
+            position = self._resampled(self.position, grid)
+            x = x + (position if keep is None else position[0, keep])
+        front = [t for t in (self.cls_token, self.register_tokens) if t is not None]
+        return torch.cat([*(t.expand(len(x), -1, -1) for t in front), x], dim=1)
+
+    def _resampled(self, position: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The table "1 n d" for a grid."""
+        if grid == self.grid:
+            return position
+        if self.config.position == "sincos":
+            return sincos_2d(grid, self.width, trained=self.grid)[None].to(position)
+        return resample(position, self.grid, grid, offset=self.config.position_offset)
+
+    def _rotary(self, grid: tuple[int, int], keep: Tensor | None, device: torch.device) -> Rotary:
+        """Angles of all tokens; cls and registers are not turned."""
+        rotary = rotary_2d(grid, self.width // self.config.heads, device=device)
+        return (rotary if keep is None else rotary.keep(keep)).after(self.config.cls + self.config.registers)
+
+    def _split(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
+        """All tokens "b n d", by kind."""
+        front = [int(self.config.cls), self.config.registers]
+        cls, registers, patches = x.split_with_sizes([*front, x.shape[1] - sum(front)], dim=1)
+        return Tokens(
+            patches=patches,
+            grid=grid,
+            cls=cls.squeeze(1) if self.config.cls else None,
+            registers=registers if self.config.registers else None,
+        )

@@ -1,0 +1,191 @@
+"""Frozen features: one pass over the images for all layers, poolings and patch tokens that probes ask for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Float32, Int64
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from visrep.data.canvas import CanvasSet
+from visrep.data.workers import default_workers
+from visrep.method import Canvases, Encoder, Pooling, Preprocessing, Tokens
+from visrep.views import center
+
+PIXELS = (0, "none")
+"""key of raw pixels among `Features.vectors`"""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n images, on the CPU."""
+
+    vectors: dict[tuple[int, str], Float32[Tensor, "n d"]]
+    """by (layer, pooling); the last layer first, "auto" named by what it stands for"""
+    labels: Int64[Tensor, " n"] | None
+    index: Int64[Tensor, " n"]
+    """position of each image in its source"""
+    tokens: Float16[Tensor, "n p d"] | None = None
+    """patch tokens of the last layer, when asked for"""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def extract(
+    encoder: Encoder,
+    canvases: CanvasSet,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    layers: tuple[int, ...] = (),
+    poolings: tuple[str, ...] = ("auto",),
+    tokens: bool = False,
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Features:
+    """Features of these images as the encoder wants them: central square, resized, normalised, in evaluation mode.
+
+    The last layer is always included, ``layers`` (1 is the first) adds others, each with every one of
+    ``poolings``. Unreadable images are left out: ``index`` says which remain. The encoder is moved to ``device``
+    and gets its training mode back. Values may be NaN if training diverged: `count_bad` tells.
+    Raises ValueError for a layer or pooling that the encoder does not have, or when no image can be read.
+    """
+    parts = stream(
+        encoder,
+        canvases,
+        indices,
+        layers=layers,
+        poolings=poolings,
+        tokens=tokens,
+        batch=batch,
+        device=device,
+    )
+    n_batches = -(-len(indices) // batch)
+    shown = progress and sys.stderr.isatty()
+    return _join(
+        list(
+            track(
+                parts,
+                "features",
+                total=n_batches,
+                console=Console(stderr=True),
+                disable=not shown,
+                transient=True,
+            )
+        )
+    )
+
+
+def stream(
+    encoder: Encoder,
+    canvases: CanvasSet,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    layers: tuple[int, ...] = (),
+    poolings: tuple[str, ...] = ("auto",),
+    tokens: bool = False,
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+) -> Iterator[Features]:
+    """`extract` a batch at a time, for more images than fit in memory. The mode is set back at the end."""
+    if unknown := [how for how in poolings if how not in get_args(Pooling)]:
+        raise ValueError(f"there is no pooling {unknown[0]!r}. Use one of: {', '.join(get_args(Pooling))}.")
+    wrong = [layer for layer in layers if not 1 <= layer <= encoder.depth]
+    if wrong:
+        raise ValueError(f"layer {wrong[0]} was asked for; this encoder has layers 1 to {encoder.depth}.")
+    others = tuple(sorted(set(layers) - {encoder.depth}))
+
+    @torch.no_grad()  # not inference mode: probes train on these tensors
+    def encode(pixels: Tensor) -> tuple[dict[tuple[int, str], Tensor], Tensor | None]:
+        out: Tokens = encoder(pixels, layers=others)
+        vectors = {
+            (layer, _resolve(how, part)): part.pool(how).float().cpu()  # pyright: ignore[reportArgumentType] - checked above
+            for layer, part in ((encoder.depth, out), *zip(others, out.layers, strict=True))
+            for how in poolings
+        }
+        return vectors, out.patches.half().cpu() if tokens else None
+
+    encoder.to(device)
+    with evaluation_mode(encoder):
+        for pixels, labels, index in centred(canvases, indices, encoder.preprocessing, batch, device):
+            vectors, patches = encode(pixels)
+            yield Features(vectors, labels, index, patches)
+
+
+def pixel_features(canvases: CanvasSet, indices: Int64[np.ndarray, " n"], size: int = 32) -> Features:
+    """The images themselves as vectors "n 3*size*size": whole central square, resized, normalised as for encoders."""
+    preprocessing = Preprocessing(size=size, ratio=1.0)
+    parts = [
+        Features({PIXELS: pixels.flatten(1)}, labels, index)
+        for pixels, labels, index in centred(canvases, indices, preprocessing, batch=512)
+    ]
+    return _join(parts)
+
+
+def count_bad(features: Features) -> int:
+    """Images with a NaN or infinity in any vector."""
+    bad = torch.zeros(len(features), dtype=torch.bool)
+    for vectors in features.vectors.values():
+        bad |= ~vectors.isfinite().all(-1)
+    return int(bad.sum())
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every part has the mode it had, also parts frozen on purpose."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def centred(
+    canvases: CanvasSet,
+    indices: Int64[np.ndarray, " n"],
+    preprocessing: Preprocessing,
+    batch: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """Pixels "b 3 h w" on ``device`` as an encoder wants them, labels and index on the CPU; no unreadable images."""
+    batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
+    workers = default_workers() if len(batches) > 1 else 0  # for one batch, starting processes costs more
+    for asked, found in zip(batches, canvases.stream(batches, rows=batch, workers=workers), strict=True):
+        # another image stands in for an unreadable one, which is right for training and wrong here
+        readable = found.index == torch.from_numpy(asked)
+        if not readable.any():
+            continue
+        labels = None if found.labels is None else found.labels[readable]
+        kept = Canvases(found.pixels[readable], found.sizes[readable], found.index[readable], labels)
+        yield center(kept.to(torch.device(device)), preprocessing), labels, kept.index
+
+
+def _resolve(how: str, tokens: Tokens) -> str:
+    if how != "auto":
+        return how
+    return "mean" if tokens.cls is None else "cls"
+
+
+def _join(parts: list[Features]) -> Features:
+    n = sum(map(len, parts))
+    if not n:
+        raise ValueError("none of the images asked for can be read, so there are no features.")
+    labels = [part.labels for part in parts if part.labels is not None]
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    return Features(
+        vectors={key: torch.cat([part.vectors[key] for part in parts]) for key in parts[0].vectors},
+        labels=torch.cat(labels) if labels else None,
+        index=torch.cat([part.index for part in parts]),
+        tokens=torch.cat(tokens) if tokens else None,
+    )

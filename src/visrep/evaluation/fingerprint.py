@@ -1,0 +1,60 @@
+"""What was judged, on what, with what: enough to tell whether two evaluations can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from visrep.data.source import Source
+from visrep.evaluation.results import Result
+from visrep.method import Encoder
+
+
+def fingerprint(
+    encoder: Encoder, train: Source, test: Source, results: list[Result], *, seed: int
+) -> dict[str, Any]:
+    """JSON values. Data and encoder carry a hash: of names and labels, and of all weights."""
+    return {
+        "train": _of_source(train),
+        "test": _of_source(test),
+        "encoder": _digest(_weights(encoder)),
+        "image": encoder.preprocessing.size,
+        "protocols": sorted({result.protocol for result in results}),
+        "seed": seed,
+        "versions": {
+            "visrep": version("visrep"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _of_source(source: Source) -> dict[str, Any]:
+    labels = np.zeros(0, dtype=np.int64) if source.labels is None else source.labels
+    keys = (source.key(index).encode() + b"\0" for index in range(len(source)))
+    return {
+        "name": source.name,
+        "images": len(source),
+        "classes": len(np.unique(labels)),
+        "hash": _digest([*keys, labels.astype("<i8").tobytes()]),
+    }
+
+
+def _weights(encoder: Encoder) -> Iterable[bytes]:
+    for name, value in sorted(encoder.state_dict().items()):
+        yield name.encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]

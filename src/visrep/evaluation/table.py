@@ -1,0 +1,66 @@
+"""An evaluation as a table on the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from visrep.evaluation.evaluate import Evaluation
+from visrep.evaluation.results import Judged, Result
+
+COLUMNS: tuple[Judged, ...] = ("trained", "untrained", "pixels")
+
+
+def print_table(evaluation: Evaluation) -> None:
+    """The table on standard output."""
+    Console().print(render(evaluation))
+
+
+def render(evaluation: Evaluation) -> Group:
+    """A row a protocol, layer and pooling; a column an encoder; below, what was fitted and judged, and cautions.
+
+    Pixels have no layers: their numbers stand in the last layer's rows. A trained value is green when its interval
+    lies above those of all baselines in its row, and red when a baseline's value is higher.
+    """
+    shown = [name for name in COLUMNS if any(result.encoder == name for result in evaluation.results)]
+    table = Table(title="Top-1 accuracy in %, with 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("protocol", "layer", "pooling"):
+        table.add_column(heading)
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    trained = [result for result in evaluation.results if result.encoder == "trained"]
+    last = max(result.layer for result in trained)
+    for result in trained:
+        row = {other.encoder: other for other in evaluation.results if _same_row(result, other, last)}
+        cells = [_cell(row[name], row) if name in row else Text("-") for name in shown]
+        table.add_row(_name(result), str(result.layer), result.pooling, *cells)
+    notes = [
+        Text(evaluation.split),
+        *(Text(f"! {caution}", style="yellow") for caution in evaluation.warnings),
+    ]
+    return Group(table, *notes)
+
+
+def _same_row(trained: Result, other: Result, last: int) -> bool:
+    if trained.protocol != other.protocol or trained.settings.get("k") != other.settings.get("k"):
+        return False
+    if other.encoder == "pixels":
+        return trained.layer == last
+    return (trained.layer, trained.pooling) == (other.layer, other.pooling)
+
+
+def _name(result: Result) -> str:
+    return f"{result.protocol}, k={result.settings['k']}" if "k" in result.settings else result.protocol
+
+
+def _cell(result: Result, row: dict[Judged, Result]) -> Text:
+    text = Text(f"{result.value:.1f} ({result.ci_low:.1f}-{result.ci_high:.1f})")
+    baselines = [other for name, other in row.items() if name != "trained"]
+    if result.encoder == "trained" and baselines:
+        if all(result.ci_low > other.ci_high for other in baselines):
+            text.stylize("bold green")
+        elif any(result.value < other.value for other in baselines):
+            text.stylize("bold red")
+    return text

@@ -1,0 +1,1 @@
+"""Methods that tell an image from other images."""

@@ -1,0 +1,1 @@
+"""Learning from labels: the reference that methods without labels are compared with."""

@@ -1,0 +1,81 @@
+"""BatchNorm over the batches of all ranks, on any backend: PyTorch's SyncBatchNorm has no CPU path."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from visrep.distributed import gather, world
+from visrep.functional import widen
+
+
+@final
+class GatheredBatchNorm(_BatchNorm):
+    """BatchNorm of "b c *any" whose statistics are those of all ranks' rows together.
+
+    Autograd-correct with gloo and NCCL; same state-dict names as torch's. Every rank must bring equally many rows.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"BatchNorm needs at least 2 axes (batch, channels), got a tensor of {tuple(input.shape)}.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        running_mean, running_var = self.running_mean, self.running_var
+        if running_mean is None or running_var is None:
+            raise ValueError("Gathered BatchNorm needs running statistics: build it with track_running_stats=True.")
+        if not self.training:
+            return F.batch_norm(input, running_mean, running_var, self.weight, self.bias, eps=self.eps)
+
+        x = widen(input)
+        reduced = [axis for axis in range(x.ndim) if axis != 1]
+        var, mean = torch.var_mean(x, dim=reduced, correction=0)
+        # One exchange. Variances are joined by the law of total variance, not by E[x^2] - E[x]^2, which cancels.
+        means, variances = gather(torch.stack([mean, var])[None]).unbind(1)  # ranks c
+        mean = means.mean(0)
+        var = variances.mean(0) + means.var(0, correction=0)
+
+        n = x.numel() // x.shape[1] * world()
+        self._track(mean, var * (n / max(1, n - 1)))
+        scale = torch.rsqrt(var + self.eps) * self.weight if self.affine else torch.rsqrt(var + self.eps)
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        y = (x - mean.view(shape)) * scale.view(shape)
+        return (y + self.bias.view(shape) if self.affine else y).to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None  # forward has checked
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(var.to(self.running_var.dtype), share)
+
+
+def convert_batchnorm(module: nn.Module) -> None:
+    """Replace every BatchNorm inside ``module`` by a gathered one that shares its parameters and statistics.
+
+    Raises ValueError when ``module`` itself is a BatchNorm, which cannot be replaced in place.
+    """
+    if isinstance(module, _BatchNorm) and not isinstance(module, GatheredBatchNorm):
+        raise ValueError("A lone BatchNorm cannot be converted in place. Wrap it in a module.")
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            module.register_module(name, _gathered(child))
+        else:
+            convert_batchnorm(child)
+
+
+def _gathered(norm: _BatchNorm) -> GatheredBatchNorm:
+    if norm.running_mean is None:
+        raise ValueError("Gathered BatchNorm needs running statistics: build it with track_running_stats=True.")
+    new = GatheredBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine)
+    new.weight, new.bias = norm.weight, norm.bias
+    new.running_mean, new.running_var = norm.running_mean, norm.running_var
+    new.num_batches_tracked = norm.num_batches_tracked
+    return new.train(norm.training)

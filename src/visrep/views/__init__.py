@@ -1,0 +1,16 @@
+"""Views of images: crops, flips, blur and colour changes, made in batches on the device that trains."""
+
+from visrep.views.recipes import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, OneView, Recipe, TwoViews, View
+from visrep.views.render import center, draw
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MultiCrop",
+    "OneView",
+    "Recipe",
+    "TwoViews",
+    "View",
+    "center",
+    "draw",
+]

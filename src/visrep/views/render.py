@@ -1,0 +1,119 @@
+"""Making views: all of a batch at once, on the device its canvases are on."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from visrep.method import At, Batch, Canvases, Preprocessing
+from visrep.views import colour
+from visrep.views.geometry import Resize, make_axis, plan_resize, transform
+from visrep.views.parameters import NUMBERS, Parameters, draw_parameters, join
+from visrep.views.recipes import Recipe, View
+
+CHUNK_CPU = 2**19
+"""values made at a time on a CPU: they should stay in its cache from one operation to the next"""
+MANY = 2**12
+"""values from which on copying an image alone is faster than copying value by value"""
+CHUNK_GPU = 2**26
+"""the same on a GPU: few launches, bounded memory"""
+
+
+def draw(recipe: Recipe, canvases: Canvases, at: At) -> Batch:
+    """Draw all views of ``recipe`` of every image, on the canvases' device.
+
+    Random numbers come from ``at`` alone, one row an image; what becomes of an image depends on its row only.
+    """
+    b, device = len(canvases), canvases.pixels.device
+    sizes = canvases.sizes.cpu()
+    crops, boxes, flipped = [], [], []
+    for views in recipe.groups:
+        chosen = [draw_parameters(view, sizes, at.rand(b, NUMBERS).cpu()) for view in views]
+        size = views[0].size
+        made = torch.empty(len(views), b, 3, size, size, device=device)
+        start = 0
+        for _, alike in groupby(views, key=lambda view: (view.interpolation, view.mean, view.std)):
+            end = start + len(alike := tuple(alike))
+            render(alike, canvases.pixels, join(chosen[start:end]), out=made[start:end].flatten(0, 1))
+            start = end
+        crops.append(made)
+        boxes.append(torch.stack([p.boxes for p in chosen]).float().to(device))
+        flipped.append(torch.stack([p.flipped for p in chosen]).to(device))
+    return Batch(tuple(crops), tuple(boxes), tuple(flipped), canvases.index, canvases.labels)
+
+
+def render(
+    views: tuple[View, ...],
+    pixels: UInt8[Tensor, "b 3 s s"],
+    chosen: Parameters,
+    *,
+    out: Float[Tensor, "n 3 o o"],
+) -> None:
+    """Write views of one size to ``out`` (n = v b, view by view), as ``chosen``.
+
+    Views are made in the order of `_arrangement`, a chunk at a time.
+    """
+    view, device = views[0], pixels.device
+    widest = max(each.blur_sigma[1] if each.blur > 0 else 0.0 for each in views)
+    how = plan_resize(pixels.shape[-1], view.size, view.interpolation, widest, device)
+    most = max(1, (CHUNK_CPU if device.type == "cpu" else CHUNK_GPU) // out[0].numel())
+    for alike in _arrangement(chosen):
+        for rows in alike.split(most):
+            part = chosen.rows(rows)
+            image = _crop(pixels, rows.to(device) % len(pixels), part, how)
+            if part.jittered[0]:
+                colour.jitter_(image, part.factors.to(device), part.order.tolist())
+            if part.gray.any():
+                colour.remove_colour_(image, part.gray.nonzero()[:, 0].to(device))
+            if part.solarized.any():
+                colour.solarize_(image, part.solarized.nonzero()[:, 0].to(device))
+            colour.normalise_(image, view.mean, view.std)
+            _put(out, rows, image)
+
+
+def _put(out: Tensor, rows: Tensor, image: Tensor) -> None:
+    """``out[rows] = image``, which torch copies value by value on a CPU: slow where an image has many."""
+    if out.device.type == "cpu" and out[0].numel() > MANY:
+        for row, made in zip(rows.tolist(), image, strict=True):
+            out[row].copy_(made)
+    else:
+        out.index_copy_(0, rows.to(out.device), image)
+
+
+def _arrangement(chosen: Parameters) -> list[Tensor]:
+    """Rows by what happens to their colour: those without jitter, then those whose hue turns first, second, ..."""
+    hue_at = (chosen.order == colour.HUE).int().argmax(1)
+    key = hue_at
+    for k in range(4):
+        key = 4 * key + chosen.order[:, k]
+    key = torch.where(chosen.jittered, key + 1, 0)
+    rows = key.argsort(stable=True)
+    counts = torch.bincount(torch.where(chosen.jittered, hue_at + 1, 0), minlength=5)
+    return [part for part in rows.split(counts.tolist()) if len(part)]
+
+
+def _crop(pixels: Tensor, index: Tensor, chosen: Parameters, how: Resize) -> Float[Tensor, "n 3 o o"]:
+    device = pixels.device
+    top, left, height, width = (chosen.boxes * how.canvas).float().to(device).unbind(1)
+    sigma, mirrored = chosen.sigma.to(device), chosen.flipped.to(device)
+    y = make_axis(top, height, torch.zeros_like(mirrored), sigma, how)
+    x = make_axis(left, width, mirrored, sigma, how)
+    return transform(pixels, index, y, x, how)
+
+
+def center(canvases: Canvases, preprocessing: Preprocessing) -> Float[Tensor, "b 3 o o"]:
+    """The central square of every image, resized and normalised for an encoder. Deterministic."""
+    pixels, sizes = canvases.pixels, canvases.sizes
+    b, s = len(canvases), pixels.shape[-1]
+    share = preprocessing.ratio * sizes.amin(1, keepdim=True) / sizes  # b 2: of height and width
+    start, length = ((1 - share) / 2 * s).float(), (share * s).float()
+    plain = torch.zeros(b, dtype=torch.bool, device=pixels.device), torch.zeros(b, device=pixels.device)
+    how = plan_resize(s, preprocessing.size, "bicubic", 0.0, pixels.device)
+    y = make_axis(start[:, 0], length[:, 0], *plain, how)
+    x = make_axis(start[:, 1], length[:, 1], *plain, how)
+    image = transform(pixels, torch.arange(b, device=pixels.device), y, x, how)
+    colour.normalise_(image, preprocessing.mean, preprocessing.std)
+    return image

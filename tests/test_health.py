@@ -1,0 +1,135 @@
+"""The verdict on a run's health, on metrics shaped like those of sound and of broken runs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from visrep.analysis.health import State, diagnose
+
+WIDTH, IMAGES = 128, 2000
+
+
+def steps_of(losses, *, entropy=None, kl=None, lr=1e-3, warm_for=0, start=0):
+    """One ``step`` record for each loss; scalars are constant, arrays are one value a step."""
+    n = len(losses)
+    spread = {"entropy": entropy, "kl": kl}
+    spread = {name: np.broadcast_to(value, n) for name, value in spread.items() if value is not None}
+    names = {"entropy": "teacher_entropy", "kl": "teacher_student_kl"}
+    return [
+        {
+            "kind": "step",
+            "step": start + i + 1,
+            "epoch": i / 50,
+            "loss": float(loss),
+            "terms": {"main": float(loss)},
+            "monitor": {names[name]: float(values[i]) for name, values in spread.items()},
+            "schedules": {
+                "lr": lr * min(1.0, (i + 1) / max(1, warm_for)),
+                **({"tau_teacher": 0.07} if entropy is not None else {}),
+            },
+            "images_per_second": 1000.0,
+            "seconds": 0.1,
+        }
+        for i, loss in enumerate(losses)
+    ]
+
+
+def epochs_of(*, spread, rank, knn=()):
+    """One ``epoch`` record for each entry: ``spread`` = std * sqrt(d), ``rank`` = share of directions."""
+    records = []
+    for i, (s, r) in enumerate(zip(spread, rank, strict=True)):
+        monitors = {
+            "feature_std": s / math.sqrt(WIDTH),
+            "rankme": r * WIDTH,
+            "uniformity": -2.0 * s,
+            "alignment": 0.3,
+            "width": WIDTH,
+            "images": IMAGES,
+        }
+        if knn:
+            monitors["knn"] = knn[i]
+        records.append({"kind": "epoch", "step": 50 * (i + 1), "epoch": i + 1.0, "monitors": monitors})
+    return records
+
+
+def falling(start, end, n=200, noise=0.02):
+    curve = end + (start - end) * np.exp(-np.arange(n) / (n / 4))
+    return curve + noise * np.random.default_rng(0).standard_normal(n)
+
+
+LEARNED = epochs_of(spread=(0.5, 0.6, 0.7), rank=(0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "epochs", "state", "mentions"),
+    [
+        ("contrastive", steps_of(falling(6.2, 4.9)), LEARNED, "healthy", "6."),
+        ("masked", steps_of(falling(1.0, 0.7)), epochs_of(spread=(0.2, 0.25), rank=(0.1, 0.1)),
+         "healthy", "RankMe"),
+        ("cosine loss below zero", steps_of(falling(-0.01, -0.9)), LEARNED, "healthy", "-0."),
+        ("few useful directions", steps_of(falling(2.3, 0.1)),
+         epochs_of(spread=(0.5, 0.8), rank=(0.2, 0.08), knn=(30.0, 80.0)), "healthy", "80.0 %"),
+        ("teacher's rising cross-entropy",
+         steps_of(falling(4.0, 4.85), entropy=np.linspace(0.95, 0.7, 200), kl=0.8), LEARNED,
+         "healthy", "teacher entropy"),
+        ("no monitors", steps_of(falling(6.2, 4.9)), [], "healthy", "200 steps"),
+        ("one vector", steps_of(falling(0.0, -1.0)), epochs_of(spread=(0.01,), rank=(0.02,)),
+         "complete collapse", "spread"),
+        ("fell to one vector", steps_of(falling(0.0, -1.0)),
+         epochs_of(spread=(0.6, 0.3, 0.05), rank=(0.2, 0.2, 0.2)), "complete collapse", "0.05"),
+        ("one-hot teacher",
+         steps_of(falling(4.8, 0.0), entropy=np.linspace(1, 0, 200), kl=np.linspace(1, 0, 200)),
+         LEARNED, "complete collapse", "prototype"),
+        ("returned to uniform",
+         steps_of(falling(4.0, 4.85), entropy=np.r_[np.full(60, 0.8), np.full(140, 0.999)], kl=1e-3),
+         LEARNED, "complete collapse", "method.tau_teacher (0.07 now)"),
+        ("low rank", steps_of(falling(6.2, 3.0)), epochs_of(spread=(0.5, 0.5), rank=(0.02, 0.02)),
+         "dimensional collapse", "method.views"),
+        ("rank fell", steps_of(falling(6.2, 3.0)), epochs_of(spread=(0.5, 0.5), rank=(0.3, 0.08)),
+         "dimensional collapse", "30.0 %"),
+        ("loss rises", steps_of(falling(1.0, 40.0)), LEARNED, "diverging", "optim.lr"),
+        ("loss rises again", steps_of(np.r_[falling(6.2, 3.0, 100), np.linspace(3.0, 12.0, 100)]), LEARNED,
+         "diverging", "best 3"),
+        ("nothing happens", steps_of(falling(6.237, 6.236, noise=0.005)), LEARNED, "flat", "optim.lr"),
+        ("teacher stays uniform", steps_of(falling(4.852, 4.80), entropy=0.999, kl=1e-3), LEARNED,
+         "flat", "method.prototypes"),
+        ("still warming up", steps_of(falling(6.237, 6.236, noise=0.005), warm_for=400), LEARNED,
+         "too early", "warming"),
+        ("too few steps", steps_of(falling(6.2, 4.9, 20)), LEARNED, "too early", "50 steps"),
+        ("nothing yet", [], [], "too early", "No step"),
+    ],
+)  # fmt: skip
+def test_state_and_words(name: str, steps, epochs, state: State, mentions: str) -> None:
+    verdict = diagnose(steps, epochs)
+    assert verdict.state == state, verdict
+    assert mentions in " ".join((verdict.evidence, verdict.cause, verdict.change)), verdict
+    says_what_to_do = bool(verdict.cause and verdict.change)
+    assert says_what_to_do == (state not in ("healthy", "too early")), verdict
+    assert "nan" not in verdict.evidence + verdict.change, verdict
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_step_and_term_at_once(bad: float) -> None:
+    steps = steps_of([1.0, 0.9, 0.8])
+    steps[-1] |= {"loss": bad, "terms": {"prediction": 0.8, "spread": bad}}
+    verdict = diagnose(steps, [])
+    assert verdict.state == "diverging"
+    assert (
+        "step 3" in verdict.evidence and "spread" in verdict.evidence and "prediction" not in verdict.evidence
+    )
+
+
+def test_knn_below_its_best_is_said_but_is_no_alarm() -> None:
+    verdict = diagnose(
+        steps_of(falling(6.2, 4.9)),
+        epochs_of(spread=(0.5,) * 3, rank=(0.3,) * 3, knn=(20.0, 50.0, 40.0)),
+    )
+    assert verdict.state == "healthy"
+    assert "50.0 %" in verdict.evidence and "epochs" in verdict.change
+
+
+def test_a_short_spike_is_not_divergence() -> None:
+    losses = falling(6.2, 4.9)
+    losses[150] = 400.0
+    assert diagnose(steps_of(losses), LEARNED).state == "healthy"

@@ -1,0 +1,132 @@
+"""Every method file keeps the promises of conformance.py, and the checks catch methods that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conformance import CHECKS, Case, Outcome, check_ranks, on_two_ranks
+
+from visrep.methods import method_files
+
+NAMES = tuple(method_files())
+
+TOY = '''
+"""Toy: views of one image should be alike, and of others not. arXiv:0000.00000."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from visrep.config import Optim, Run
+from visrep.distributed import gather, mean_over_ranks
+from visrep.encoders import ViT
+from visrep.method import At, Batch, Encoder, Losses, Method
+from visrep.schedules import Constant
+from visrep.views import TwoViews, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    encoder: ViT = ViT(image=32, patch=8, width=32, depth=1, heads=2)
+    views: TwoViews = TwoViews(View(size=32), View(size=32))
+    w_spread: float = 1.0
+
+
+@final
+class Toy(Method):
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self.backbone = cfg.encoder.build()
+        self.register_buffer("mean", torch.zeros(self.backbone.width))
+        self.calls = 0
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.backbone
+
+    def loss(self, batch: Batch, at: At) -> Losses:
+        z = self.backbone(batch.crops[0].flatten(0, 1)).pool().unflatten(0, (2, -1)) - self.mean
+        everyone = gather(z.transpose(0, 1)).transpose(0, 1)
+        spread = self.cfg.w_spread * (1 - everyone.std(1, correction=0)).relu().mean()
+        alike = (z[0] - z[1]).square().mean()
+        return Losses({"alike": alike, "spread": spread}, carry={"mean": z.detach().mean((0, 1))[None]})
+
+    def after_step(self, at: At, carry: Mapping[str, Tensor]) -> None:
+        self.mean.lerp_(mean_over_ranks(carry["mean"].mean(0)), 0.01)
+
+
+def tiny() -> Run[Config]:
+    return Run(method=Config(), optim=Optim(lr=Constant(1e-3)), batch=16)
+'''
+
+FAULTS = {
+    "losses": ('carry={"mean": z.detach()', 'carry={"mean": z'),
+    "loss_is_pure": ("        spread = self", "        self.mean.add_(1)\n        spread = self"),
+    "after_step": ("        self.mean.lerp_", "        self.backbone.norm.bias.data.add_(1)\n        self.mean.lerp_"),
+    "gradients": ("        self.calls = 0", "        self.unused = nn.Linear(3, 3)"),
+    "config_is_read": ("    w_spread: float = 1.0", "    w_spread: float = 1.0\n    sharpness: float = 2.0"),
+    "labels_cannot_leak": ("        alike =", "        z = z + (0 if batch.labels is None else batch.labels.sum())\n        alike ="),
+    "order_of_images": ("        alike = (z[0]", "        alike = (z[0] * torch.arange(len(batch))[:, None]"),
+    "exact_resume": (
+        "        self.mean.lerp_",
+        "        self.calls += 1\n        self.mean.add_(self.calls)\n        self.mean.lerp_",
+    ),
+    "learns": ("self.cfg.w_spread *", "0 * self.cfg.w_spread *"),
+    "presets": ("def tiny() -> Run[Config]:", "def small() -> Run[Config]:"),
+}
+
+WORDS = {
+    "losses": "holds on to the graph",
+    "loss_is_pure": "loss changes state: \\['mean'\\]",
+    "after_step": "the optimiser owns: \\['backbone.norm.bias'\\]",
+    "gradients": "unused.weight gets no gradient",
+    "config_is_read": "sharpness",
+    "labels_cannot_leak": "depends on labels",
+    "order_of_images": "alike",
+    "exact_resume": "differs in .*'mean'",
+    "learns": "collapsed",
+    "presets": "no preset 'tiny'",
+}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
+    return on_two_ranks((*NAMES, toy(tmp_path_factory.mktemp("toy"))), tmp_path_factory.mktemp("ranks"))
+
+
+def toy(folder: Path, old: str = "", new: str = "") -> str:
+    """A method file of the user's own, with one thing changed; a name of its own, as modules are cached."""
+    file = folder / f"toy_{abs(hash((str(folder), new)))}.py"
+    assert old in TOY
+    file.write_text(TOY.replace(old, new) if old else TOY)
+    return str(file)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_method(name: str, check: str) -> None:
+    CHECKS[check](Case(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_equal_one(name: str, two_ranks: list[dict[str, Outcome]]) -> None:
+    check_ranks(Case(name), two_ranks)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_users_file_passes(check: str, tmp_path: Path) -> None:
+    CHECKS[check](Case(toy(tmp_path)))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_checks_catch_faults(check: str, tmp_path: Path) -> None:
+    old, new = FAULTS[check]
+    with pytest.raises(AssertionError, match=WORDS[check]):
+        CHECKS[check](Case(toy(tmp_path, old, new)))

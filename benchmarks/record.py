@@ -23,6 +23,7 @@ import tyro
 
 import visrep
 from visrep.config import save_json
+from visrep.data import open_source, open_splits
 from visrep.rundir import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -76,15 +77,12 @@ def train_and_judge(record: Record, seed: int) -> dict:
             seed=seed,
             overrides={"limit": record.limit, **dict(map(parse, record.set))},
         )
+    # The first rows exactly, not the first of every class: the yardstick is the same for everybody.
+    train, test = open_splits(record.data)
+    train = open_source(train, limit=record.limit)
+    test = open_source(record.test or test or record.data, limit=record.test_limit)
     judged = visrep.evaluate(
-        folder,
-        record.data,
-        test=record.test or None,
-        protocols=record.protocols,
-        poolings=record.poolings,
-        limit=record.limit,
-        test_limit=record.test_limit,
-        seed=seed,
+        folder, train, test=test, protocols=record.protocols, poolings=record.poolings, seed=seed
     )
     steps = RunFolder(folder).metrics("step")
     about = RunFolder(folder).about()
@@ -143,7 +141,9 @@ def main(record: Record) -> None:
     seeds = [train_and_judge(record, seed) for seed in record.seeds]
     summary = summarise(seeds)
     claim = next(
-        row for row in summary if row["protocol"] == record.claim and record.pooling in ("auto", row["pooling"])
+        row
+        for row in summary
+        if row["protocol"] == record.claim and record.pooling in ("auto", row["pooling"])
     )
     method, _, preset = record.method.partition(":")
     about = {

@@ -127,7 +127,9 @@ def one_by_one(name: str, seconds: float, *, pil: bool) -> float:
     return rate(make, seconds)
 
 
-def measure(name: str, *, threads: int, rounds: int, seconds: float, pool: ProcessPoolExecutor) -> dict[str, object]:
+def measure(
+    name: str, *, threads: int, rounds: int, seconds: float, pool: ProcessPoolExecutor
+) -> dict[str, object]:
     """Both rates and their ratio."""
     ours: list[float] = []
     theirs: dict[str, list[float]] = {"PIL": [], "tensors": []}
@@ -149,7 +151,9 @@ def measure(name: str, *, threads: int, rounds: int, seconds: float, pool: Proce
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores for each side")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
@@ -167,7 +171,10 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
             else:
                 ours, theirs = row["visrep_views_per_second"], row["torchvision_views_per_second"]
-                print(f"{name:22} {ours:10} {theirs:12}  {row['ratio']}x ({row['torchvision_input']})", flush=True)
+                print(
+                    f"{name:22} {ours:10} {theirs:12}  {row['ratio']}x ({row['torchvision_input']})",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

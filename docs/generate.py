@@ -14,13 +14,13 @@ DOCS = Path(__file__).parent
 RESULTS_HEAD = """\
 # Results
 
-Made by `python docs/generate.py` from `records/`: do not edit. Each record holds its command, commit, seeds, hardware and the
-results of every seed with confidence intervals. Values are percent, mean ± standard deviation over seeds.
+Made by `python docs/generate.py` from `records/`: do not edit. Each record holds its command, commit, seeds, hardware
+and the results of every seed with confidence intervals. Values are percent, mean ± standard deviation over seeds.
 
-**Verified** means three things: the loss equals the official code's on fixed inputs, forward and gradient; two ranks on half
-batches equal one, and a resumed run equals an unbroken one (the test suite shows both); and on real images, with at least three
-seeds, the trained encoder beats its untrained twin and raw pixels: its lowest 95 % confidence bound over the seeds lies above
-their highest, in the protocol in bold.
+**Verified** means three things: the loss equals the official code's on fixed inputs, forward and gradient; two ranks on
+half batches equal one, and a resumed run equals an unbroken one (the test suite shows both); and on real images, with at
+least three seeds, the trained encoder beats its untrained twin and raw pixels: its lowest 95 % confidence bound over the
+seeds lies above their highest, in the protocol in bold.
 """
 
 METHODS_HEAD = """\
@@ -40,21 +40,26 @@ def results() -> str:
     records = load_records()
     for data in dict.fromkeys(record["data"] for record in records):
         parts.append(f"\n## {data}\n\n")
-        parts.append("| method | protocol | layer, pooling | trained | untrained | pixels | beats both | seconds a run | seeds |\n")
+        parts.append(
+            "| method | protocol | layer, pooling | trained | untrained | pixels | beats both | seconds | seeds |\n"
+        )
         parts.append("|---|---|---|---|---|---|---|---|---|\n")
         for record in (r for r in records if r["data"] == data):
             for row in record["summary"]:
                 claim = row["protocol"] == record["protocol"] and row["pooling"] == record["pooling"]
                 protocol = f"{row['protocol']} {row['metric']}"
+                seconds = f"{record['seconds']['mean']:.0f}"
                 both = "yes" if row["beats_untrained"] and row["beats_pixels"] else "no"
                 parts.append(
                     f"| {record['method']}:{record['preset']} | {f'**{protocol}**' if claim else protocol} "
                     f"| {row['layer']}, {row['pooling']} | {cell(row['trained'])} | {cell(row.get('untrained'))} "
-                    f"| {cell(row.get('pixels'))} | {both} | {record['seconds']['mean']:.0f} | {len(record['seeds'])} |\n"
+                    f"| {cell(row.get('pixels'))} | {both} | {seconds} | {len(record['seeds'])} |\n"
                 )
         parts.append("\n")
         for record in (r for r in records if r["data"] == data):
-            parts.append(f"- {record['method']}: {record['machine']}, commit {record['commit']}: `{record['command']}`\n")
+            parts.append(
+                f"- {record['method']}: {record['machine']}, commit {record['commit']}: `{record['command']}`\n"
+            )
     return "".join(parts)
 
 

@@ -76,7 +76,9 @@ def optimizers(run: Run[Any], method: Method) -> dict[str, torch.optim.Optimizer
     return {turn: build_optimizer(((names[id(p)], p) for p in ps), run.optim) for turn, ps in turns}
 
 
-def take_step(run: Run[Any], method: Method, turns: dict[str, torch.optim.Optimizer], batch: Batch, at: At) -> Losses:
+def take_step(
+    run: Run[Any], method: Method, turns: dict[str, torch.optim.Optimizer], batch: Batch, at: At
+) -> Losses:
     """One step as the engine takes it."""
     losses = Losses({})
     for turn, optimizer in turns.items():
@@ -106,7 +108,7 @@ def batchnorm_statistics(method: nn.Module) -> set[str]:
 
 
 def check_losses(case: Case) -> None:
-    """Terms are finite scalars with gradient; what is logged or carried has none; the encoder gives Tokens."""
+    """Terms are finite scalars with gradient, what is logged or carried has none; the encoder fits."""
     method, batch = case.build(), views(case)
     for turn in method.turns():
         losses = method.loss(batch, replace(moment(), turn=turn))
@@ -118,9 +120,13 @@ def check_losses(case: Case) -> None:
             assert value.shape == () and value.isfinite(), f"monitor {name!r} is not a finite scalar: {value}"
             assert not value.requires_grad, f"monitor {name!r} holds on to the graph: detach it"
         for name, value in losses.carry.items():
-            assert value.ndim > 0, f"carry {name!r} has no leading axis along which micro-batches can be joined"
+            assert value.ndim > 0, (
+                f"carry {name!r} has no leading axis along which micro-batches can be joined"
+            )
             assert not value.requires_grad, f"carry {name!r} holds on to the graph: detach it"
-    assert any(module is method.encoder for module in method.modules()), "the encoder is not part of the method"
+    assert any(module is method.encoder for module in method.modules()), (
+        "the encoder is not part of the method"
+    )
     method.eval()
     crops = batch.crops[0][0]
     for size in (crops.shape[-1], 2 * crops.shape[-1]):
@@ -143,10 +149,30 @@ def check_loss_is_pure(case: Case) -> None:
     second = method.loss(batch, moment()).terms
     for name, term in first.items():
         assert torch.equal(term, second[name]), (
-            f"term {name!r} differs between two calls at one moment: {term.item()} and {second[name].item()}. "
+            f"term {name!r} differs between two calls at one moment: {term} and {second[name]}. "
             "Draw random numbers from `at`, keep state in buffers that only after_step changes"
         )
     assert all(torch.equal(a, b) for a, b in zip(crops, batch.crops, strict=True)), "loss changes the batch"
+
+
+def check_half_precision(case: Case) -> None:
+    """Under bf16 autocast, the default on GPUs, losses are computed in 32 bits and near the exact ones."""
+    method, batch = case.build(), views(case)
+    exact = method.loss(batch, moment()).terms
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = method.loss(batch, moment()).terms
+    torch.stack(list(terms.values())).sum().backward()
+    for name, term in terms.items():
+        assert term.dtype == torch.float32, (
+            f"term {name!r} is computed in {term.dtype}: widen what enters the loss"
+        )
+        assert abs(term - exact[name]) <= 0.1 * abs(exact[name]), (
+            f"term {name!r}: {term} instead of {exact[name]}"
+        )
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), (
+            f"the gradient of {name} is not finite"
+        )
 
 
 def check_after_step(case: Case) -> None:
@@ -167,7 +193,9 @@ def check_gradients(case: Case) -> None:
     """Every trainable parameter belongs to a turn and gets a gradient there; frozen ones get none."""
     method, run = case.build(), case.run
     turns = optimizers(run, method)
-    for step in range(TOTAL // 2, TOTAL // 2 + 2):  # layers that start at zero hide those before them at first
+    for step in range(
+        TOTAL // 2, TOTAL // 2 + 2
+    ):  # layers that start at zero hide those before them at first
         take_step(run, method, turns, views(case, step=step), moment(step))
     method.zero_grad(set_to_none=True)
     batch = views(case)
@@ -198,7 +226,8 @@ def check_config_is_read(case: Case) -> None:
             return super().__getattribute__(name)
 
     recorded = object.__new__(Recorded)
-    vars(recorded).update(vars(cfg))
+    for field in fields(cfg):
+        object.__setattr__(recorded, field.name, getattr(cfg, field.name))
     method = case.build(cfg=recorded)
     at = moment()
     batch = draw(recorded.views, images(16), at)
@@ -209,7 +238,7 @@ def check_config_is_read(case: Case) -> None:
 
 
 def check_labels_cannot_leak(case: Case) -> None:
-    """Labels change nothing, unless the method declares that it needs them; then it says when they are missing."""
+    """Labels change nothing, unless the method says that it needs them; then their absence is an error."""
     method, at = case.build(), moment()
     batch = draw(case.run.method.views, images(16), at)
     assert batch.labels is not None
@@ -251,7 +280,9 @@ def check_order_of_images(case: Case) -> None:
     object.__setattr__(shuffled, "order", order)
     first, second = method.loss(batch, at).terms, method.loss(batch.rows(order), shuffled).terms
     for name, term in first.items():
-        torch.testing.assert_close(second[name], term, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            second[name], term, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def check_exact_resume(case: Case) -> None:
@@ -279,33 +310,58 @@ def check_exact_resume(case: Case) -> None:
         optimizer.load_state_dict(saved_turns[turn])
     steps(resumed, turns, 53, 56)
     different = changed(state(unbroken), state(resumed))
-    assert not different, f"a resumed run differs in {sorted(different)}: is some state not a parameter or buffer?"
+    assert not different, (
+        f"a resumed run differs in {sorted(different)}: is some state not a parameter or buffer?"
+    )
 
 
 def check_learns(case: Case) -> None:
-    """The loss falls on the playground within seconds and the features do not collapse."""
+    """Within seconds on the playground the loss falls and the features do not collapse.
+
+    A teacher's targets get harder while a student learns, so losses of two moments cannot be compared: the
+    trained parameters are compared with those of the start, both against the targets at the end.
+    """
     run, method, canvases = case.run, case.build(), images(256)
-    turns = optimizers(run, method)
-    history = []
-    for step in range(TOTAL):
-        at = moment(step)
-        rows = torch.randint(len(canvases), (32,), generator=at.rng)
+
+    def batch(at: At, n: int = 16) -> Batch:
+        rows = torch.randint(len(canvases), (n,), generator=at.rng)
         assert canvases.labels is not None
         part = Canvases(canvases.pixels[rows], canvases.sizes[rows], rows, canvases.labels[rows])
-        batch = draw(run.method.views, part, at)
-        batch = batch if method.needs_labels else batch.without_labels()
-        history.append(sum(t.item() for t in take_step(run, method, turns, batch, at).terms.values()))
-    early, late = np.mean(history[:10]), np.mean(history[-10:])
-    assert late < 0.97 * early, f"the loss does not fall: {early:.4f} at first, {late:.4f} after {TOTAL} steps"
+        drawn = draw(run.method.views, part, at)
+        return drawn if method.needs_labels else drawn.without_labels()
+
+    trainable = [p for p in method.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in trainable]
+    turns = optimizers(run, method)
+    for step in range(TOTAL):
+        at = moment(step)
+        take_step(run, method, turns, batch(at), at)
+
+    def loss() -> float:
+        with torch.no_grad():
+            moments = [moment(TOTAL - 1 - i) for i in range(4)]
+            return float(
+                np.mean([sum(t.item() for t in method.loss(batch(at), at).terms.values()) for at in moments])
+            )
+
     method.eval()
     with torch.no_grad():
-        features = method.encoder(draw(run.method.views, canvases, moment()).crops[0][0]).pool()
+        features = method.encoder(batch(moment(), n=128).crops[0][0]).pool()
+    method.train()
+    late = loss()
+    with torch.no_grad():
+        for parameter, value in zip(trainable, start, strict=True):
+            parameter.copy_(value)
+    early = loss()
+    assert late < 0.98 * early, (
+        f"the loss does not fall: {early:.4f} untrained, {late:.4f} after {TOTAL} steps"
+    )
     spread = feature_std(features).item() * features.shape[1] ** 0.5
     assert spread > 0.1, f"the features have collapsed: their deviation is {spread:.3f} of an even spread"
 
 
 def check_presets(case: Case) -> None:
-    """Presets survive JSON; those for small images build, and their optimisers find every parameter they name."""
+    """Presets survive JSON; those for small images build, and their optimisers find what they name."""
     known = presets(case.module)
     assert "tiny" in known, f"there is no preset 'tiny': {sorted(known)}"
     for name, preset in known.items():
@@ -320,6 +376,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     for check in (
         check_losses,
         check_loss_is_pure,
+        check_half_precision,
         check_after_step,
         check_gradients,
         check_config_is_read,

@@ -41,7 +41,19 @@ def test_from_a_folder_to_a_judged_encoder(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     out = str(tmp_path / "a")
-    run(monkeypatch, "pretrain", "simclr:tiny", "--data", str(photos), "--out", out, "--batch", "12", "--seed", "3")
+    run(
+        monkeypatch,
+        "pretrain",
+        "simclr:tiny",
+        "--data",
+        str(photos),
+        "--out",
+        out,
+        "--batch",
+        "12",
+        "--seed",
+        "3",
+    )
     about = json.loads((tmp_path / "a" / "run.json").read_text())
     assert about["overrides"] == ["--data", str(photos), "--out", out, "--batch", "12", "--seed", "3"]
     assert about["run"]["batch"] == 12
@@ -67,7 +79,9 @@ def test_encoder_by_name_and_leaf_flags(photos: Path, tmp_path: Path, monkeypatc
     assert saved["method"]["tau"] == 0.3
 
 
-def test_list_names_every_method_with_its_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_list_names_every_method_with_its_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     run(monkeypatch, "list", "--json")
     entries = json.loads(capsys.readouterr().out)
     assert {"simclr", "dino", "mae", "supervised"} <= {entry["name"] for entry in entries}
@@ -105,12 +119,15 @@ def test_mistakes_get_one_clear_message(
     assert "Traceback" not in text
 
 
-def test_an_unknown_flag_is_met_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_flag_is_met_with_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     text = fails(monkeypatch, capsys, "pretrain", "simclr:tiny", "--method.tua", "0.3")
     assert "--method.tau" in text
 
 
 def test_importing_visrep_does_not_import_the_heavy_parts():
-    code = "import sys, visrep; print([m for m in ('sklearn', 'matplotlib', 'lightning_fabric', 'PIL') if m in sys.modules])"
+    heavy = ("sklearn", "matplotlib", "lightning_fabric", "PIL")
+    code = f"import sys, visrep; print([m for m in {heavy} if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"

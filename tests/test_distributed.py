@@ -59,10 +59,16 @@ def through_batchnorm(momentum: float | None) -> Numbers:
     y = net(x)
     y.sin().mean().backward()
     assert x.grad is not None
-    numbers = {f"grad {name}": mean_over_ranks(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+    numbers = {
+        f"grad {name}": mean_over_ranks(p.grad) for name, p in net.named_parameters() if p.grad is not None
+    }
     numbers |= {name: value.double() for name, value in net.state_dict().items()}
     net.eval()
-    return numbers | {"y": gather(y.detach()), "grad x": x.grad / world(), "evaluated": gather(net(x).detach())}
+    return numbers | {
+        "y": gather(y.detach()),
+        "grad x": x.grad / world(),
+        "evaluated": gather(net(x).detach()),
+    }
 
 
 def everything() -> dict[str, Numbers]:

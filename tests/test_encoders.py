@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visrep.encoders import NAMED, ResNet, ViT, load_encoder, save_encoder
+from visrep.encoders.checks import check_choice, check_images, check_keep
 from visrep.encoders.resnet import ResidualNetwork
 from visrep.encoders.vit import VisionTransformer
 from visrep.method import Encoder, Preprocessing, Tokens
@@ -20,7 +21,7 @@ from visrep.nn.positions import resample, rotary_2d, sincos_2d
 from visrep.nn.transformer import Block, DropPath
 
 GOLDEN = Path(__file__).parent / "golden"
-SMALL = ViT(image=32, patch=8, width=48, depth=2, heads=4, mlp_ratio=2)
+SMALL = ViT(image=32, patch=8, width=48, depth=2, heads=4, mlp_ratio=2.0)
 VARIANTS = {
     "learned": SMALL,
     "rope": replace(SMALL, position="rope", registers=3, mask_token=True, layer_scale=0.1),
@@ -278,7 +279,9 @@ def test_every_parameter_gets_a_gradient(config: ViT | ResNet) -> None:
     masked = isinstance(config, ViT) and config.mask_token
     tokens = encoder(images(4, 3, 32, 32).float(), mask=torch.rand(4, 16) < 0.5 if masked else None)
     joined(tokens).square().sum().backward()
-    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+    for name, p in encoder.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.stride() == p.stride(), name  # or distributed training warns
 
 
 def test_flipping_columns_turns_only_column_angles() -> None:
@@ -335,31 +338,40 @@ def test_blocks_start_as_in_dino() -> None:
         (lambda: ViT(image=30, patch=8), "30 x 30 pixels does not divide.*8 x 8.*nearest.*32 x 32"),
         (lambda: ViT(width=50, heads=4), "need a width that is a multiple of 4, got width=50"),
         (lambda: ViT(width=24, heads=4, position="rope"), "multiple of 16, got width=24"),
-        (lambda: ViT(position="rotary"), "position='rotary' is not possible. .*'rope'"),  # pyright: ignore
-        (lambda: ViT(mlp="relu"), "mlp='relu' is not possible. .*'swiglu'"),  # pyright: ignore
+        (lambda: check_choice("mlp", "relu", ("gelu", "swiglu")), "mlp='relu' .* one of 'gelu', 'swiglu'"),
         (lambda: ViT(position="sincos", position_offset=0.1), "position_offset=0.1 has no effect"),
-        (lambda: ResNet(101), "depth=101 is not possible. Choose one of 18, 34, 50"),  # pyright: ignore
         (
             lambda: SMALL.build()(torch.zeros(1, 3, 30, 45)),
             "30 x 45 pixels .* nearest size that does is 32 x 48",
         ),
         (lambda: SMALL.build()(torch.zeros(1, 3, 4, 8)), "4 x 8 pixels .* 8 x 8"),
         (lambda: SMALL.build()(torch.zeros(1, 1, 32, 32)), r"3 channels, got shape \(1, 1, 32, 32\)"),
-        (lambda: SMALL.build()(torch.zeros(2, 1, 3, 32, 32)), "Join views"),
+        (lambda: check_images(torch.zeros(2, 1, 3, 32, 32), 3), "Join views"),
         (lambda: SMALL.build()(torch.zeros(1, 3, 32, 32), layers=(1, 3)), "layer 3; .* layers 1 to 2"),
         (lambda: SMALL.build()(torch.zeros(1, 3, 32, 32), mask=torch.ones(1, 16) > 0), "mask_token=True"),
         (
             lambda: VARIANTS["rope"].build()(torch.zeros(2, 3, 32, 32), mask=torch.ones(2, 9) > 0),
             r"shape \(2, 9\).*4 x 4 .*need \(2, 16\)",
         ),
-        (
-            lambda: SMALL.build()(torch.zeros(2, 3, 32, 32), keep=torch.zeros(1, 4).long()),
-            "1 rows for 2 images",
-        ),
+        (lambda: check_keep(torch.zeros(1, 4), 2), r"shape \(1, 4\); 2 images need \(2, patches to keep\)"),
     ],
 )
 def test_errors_say_what_to_change(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ViT(position="rotary"),  # pyright: ignore[reportArgumentType]
+        lambda: ViT(mlp="relu"),  # pyright: ignore[reportArgumentType]
+        lambda: ResNet(101),  # pyright: ignore[reportArgumentType]
+        lambda: ResNet(stem="cifar"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_unknown_choices_are_refused(build: Callable[[], object]) -> None:
+    with pytest.raises((ValueError, TypeError)):  # TypeError when annotations are executed
         build()
 
 
@@ -397,7 +409,9 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
     save_encoder(tmp_path, SMALL.build())
     description = tmp_path / "encoder.json"
     text = description.read_text()
-    deeper, wider = ({**json.loads(text)["config"], **change} for change in ({"depth": 3}, {"mlp_ratio": 3}))
+    deeper, wider = (
+        {**json.loads(text)["config"], **change} for change in ({"depth": 3}, {"mlp_ratio": 3.0})
+    )
     for config, wrong in (
         (deeper, r"12 weights.*'blocks\.2\.attn\.proj\.bias'.*found none"),
         (wider, r"\(144,\), found \(96,\)"),
@@ -406,7 +420,7 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=wrong):
             load_encoder(tmp_path)
     description.write_text(json.dumps({**json.loads(text), "format": 99}))
-    with pytest.raises(ValueError, match="has format 99; .* reads format 1"):
+    with pytest.raises(ValueError, match=r"has format 99; .* reads format 1"):
         load_encoder(tmp_path)
     description.write_text(text)
     weights = tmp_path / "encoder.safetensors"

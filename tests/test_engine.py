@@ -81,8 +81,12 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(name: str, 
     assert a["method"].keys() == b["method"].keys()
     for key, value in a["method"].items():
         assert torch.equal(value, b["method"][key]), key
-    assert [line["monitors"] for line in expected.metrics("epoch")] == [line["monitors"] for line in got.metrics("epoch")]
-    assert [line["step"] for line in got.metrics("step")] == sorted({line["step"] for line in got.metrics("step")})
+    assert [line["monitors"] for line in expected.metrics("epoch")] == [
+        line["monitors"] for line in got.metrics("epoch")
+    ]
+    assert [line["step"] for line in got.metrics("step")] == sorted(
+        {line["step"] for line in got.metrics("step")}
+    )
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path):
@@ -160,14 +164,14 @@ engine.start(run, method=sys.argv[1], preset="tiny")
 def test_overrides_by_path_and_their_errors():
     _, _, run = preset("simclr:tiny")
     assert override(run, "method.tau", 0.7).method.tau == 0.7
-    with pytest.raises(ValueError, match="no field 'taus'.*tau"):
+    with pytest.raises(ValueError, match=r"no field 'taus'.*tau"):
         override(run, "method.taus", 1)
 
 
 def test_named_encoders_fit_the_views():
     _, _, run = preset("dino:tiny")
     assert with_encoder(run, "vit_tiny").method.encoder.image == run.method.views.size
-    with pytest.raises(ValueError, match="no encoder 'vit_giant'.*vit_tiny"):
+    with pytest.raises(ValueError, match=r"no encoder 'vit_giant'.*vit_tiny"):
         with_encoder(run, "vit_giant")
 
 

@@ -1,8 +1,8 @@
-"""Losses, heads and whole forward passes equal numbers made by running the published code (golden/README.md)."""
+"""Losses, heads and whole forward passes equal numbers made by running published code (golden/README.md)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,9 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 
 
 def moment(epoch: float = 0.0, epochs: int = 10) -> At:
-    return At(step=round(epoch * 10), total=10 * epochs, steps_per_epoch=10, rng=torch.Generator().manual_seed(0))
+    return At(
+        step=round(epoch * 10), total=10 * epochs, steps_per_epoch=10, rng=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5])
@@ -67,7 +69,7 @@ def test_dino_loss_center_and_gradient(epoch: int) -> None:
     student = gold["student"].clone().requires_grad_()
     teacher = gold["teacher"].unflatten(0, (2, 8))
     center = (gold["center_before"] if epoch == 0 else gold["center_after_epoch0"])[0]
-    # The official temperature moves once an epoch, ours every step: they meet where both are constant or start.
+    # The official temperature moves once an epoch, ours every step: they meet at the start and the end.
     tau = Ramp(0.04, 0.07, epochs=3)(moment(epoch))
     assert tau == pytest.approx(gold["teacher_temp_schedule"][epoch].item(), abs=1e-12)
 
@@ -110,7 +112,7 @@ def test_prototype_head() -> None:
 class Noise(At):
     """Hands out stored random numbers."""
 
-    noise: Tensor = torch.empty(0)
+    noise: Tensor = field(kw_only=True)
 
     def rand(self, b: int, *shape: int) -> Tensor:
         assert (b, *shape) == self.noise.shape
@@ -128,7 +130,11 @@ def official_mae(gold: dict[str, Tensor], *, norm_pixels: bool) -> mae.MAE:
         decoder_heads=4,
     )
     method = mae.MAE(cfg).double()
-    names = {"decoder_embed": "decoder.embed", "decoder_blocks": "decoder.blocks", "decoder_norm": "decoder.norm"}
+    names = {
+        "decoder_embed": "decoder.embed",
+        "decoder_blocks": "decoder.blocks",
+        "decoder_norm": "decoder.norm",
+    }
     names |= {"decoder_pred": "decoder.predict", "mask_token": "decoder.mask_token"}
     weights = {}
     for name, value in gold.items():

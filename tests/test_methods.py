@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from conformance import CHECKS, Case, Outcome, check_ranks, on_two_ranks
 
+from conformance import CHECKS, Case, Outcome, check_ranks, on_two_ranks
 from visrep.methods import method_files
 
 NAMES = tuple(method_files())
@@ -69,10 +68,17 @@ def tiny() -> Run[Config]:
 FAULTS = {
     "losses": ('carry={"mean": z.detach()', 'carry={"mean": z'),
     "loss_is_pure": ("        spread = self", "        self.mean.add_(1)\n        spread = self"),
-    "after_step": ("        self.mean.lerp_", "        self.backbone.norm.bias.data.add_(1)\n        self.mean.lerp_"),
+    "half_precision": ("        alike = (z[0] - z[1])", "        alike = (z[0] - z[1]).bfloat16()"),
+    "after_step": (
+        "        self.mean.lerp_",
+        "        self.backbone.norm.bias.data.add_(1)\n        self.mean.lerp_",
+    ),
     "gradients": ("        self.calls = 0", "        self.unused = nn.Linear(3, 3)"),
     "config_is_read": ("    w_spread: float = 1.0", "    w_spread: float = 1.0\n    sharpness: float = 2.0"),
-    "labels_cannot_leak": ("        alike =", "        z = z + (0 if batch.labels is None else batch.labels.sum())\n        alike ="),
+    "labels_cannot_leak": (
+        "        alike =",
+        "        z = z + (0 if batch.labels is None else batch.labels.sum())\n        alike =",
+    ),
     "order_of_images": ("        alike = (z[0]", "        alike = (z[0] * torch.arange(len(batch))[:, None]"),
     "exact_resume": (
         "        self.mean.lerp_",
@@ -85,6 +91,7 @@ FAULTS = {
 WORDS = {
     "losses": "holds on to the graph",
     "loss_is_pure": "loss changes state: \\['mean'\\]",
+    "half_precision": "'alike' is computed in torch.bfloat16",
     "after_step": "the optimiser owns: \\['backbone.norm.bias'\\]",
     "gradients": "unused.weight gets no gradient",
     "config_is_read": "sharpness",

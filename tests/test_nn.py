@@ -24,19 +24,17 @@ from visrep.nn.transformer import DropPath
 def test_teacher_starts_equal_and_follows() -> None:
     student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     teacher = Teacher(student)
-    before = teacher.module[0].weight.clone()
-    assert torch.equal(before, student[0].weight)
+    weight, own = student.get_parameter("0.weight"), teacher.module.get_parameter("0.weight")
+    before = own.clone()
+    assert torch.equal(before, weight)
     with torch.no_grad():
-        student[0].weight.add_(1.0)
-    torch.testing.assert_close(teacher.module[0].weight, before)  # a copy, not a view
-    teacher.follow(student, decay=0.75)
-    torch.testing.assert_close(teacher.module[0].weight, before + 0.25)
-    teacher.follow(student, decay=1.0)
-    torch.testing.assert_close(teacher.module[0].weight, before + 0.25)
-    teacher.follow(student, decay=0.0)
-    torch.testing.assert_close(teacher.module[0].weight, student[0].weight)
+        weight.add_(1.0)
+    torch.testing.assert_close(own, before, msg="the teacher is not a copy")
+    for decay, expected in ((0.75, before + 0.25), (1.0, before + 0.25), (0.0, before + 1.0)):
+        teacher.follow(student, decay)
+        torch.testing.assert_close(own, expected)
     assert not any(p.requires_grad for p in teacher.parameters())
-    assert student[0].weight.requires_grad
+    assert weight.requires_grad
 
 
 def test_teacher_keeps_its_own_batchnorm_statistics_and_drops_nothing() -> None:
@@ -44,14 +42,17 @@ def test_teacher_keeps_its_own_batchnorm_statistics_and_drops_nothing() -> None:
     teacher = Teacher(student)
     x = torch.randn(16, 3, requires_grad=True)
     assert torch.equal(teacher(x), teacher(x)) and not teacher(x).requires_grad
-    assert teacher.module[1].num_batches_tracked == 3 and student[1].num_batches_tracked == 0
-    own = teacher.module[1].running_mean.clone()
+    seen, mean = (teacher.module.get_buffer(f"1.{name}") for name in ("num_batches_tracked", "running_mean"))
+    assert seen == 3 and student.get_buffer("1.num_batches_tracked") == 0
+    own = mean.clone()
     teacher.follow(student, decay=0.5)
-    assert torch.equal(teacher.module[1].running_mean, own)
+    assert torch.equal(mean, own)
     teacher.eval()
     teacher(x)
-    assert teacher.module[1].num_batches_tracked == 3
-    assert nn.Sequential(teacher).train()[0].module[1].training
+    assert seen == 3
+    nn.Sequential(teacher).train()
+    modes = [module.training for module in teacher.module]
+    assert modes == [False, True, False, False]
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

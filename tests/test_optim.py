@@ -35,7 +35,12 @@ def test_lars_equals_official(official: str):
     net.w = nn.Parameter(torch.from_numpy(GOLDEN["lars_w0"]))
     net.b = nn.Parameter(torch.from_numpy(GOLDEN["lars_b0"]))
     cfg = Optim(
-        name="lars", lr=Constant(0.3), lr_scaling="none", weight_decay=Constant(0.01), momentum=0.9, trust=0.01
+        name="lars",
+        lr=Constant(0.3),
+        lr_scaling="none",
+        weight_decay=Constant(0.01),
+        momentum=0.9,
+        trust=0.01,
     )
     optimizer = build_optimizer(net.named_parameters(), cfg)
     for i in range(4):
@@ -54,7 +59,9 @@ def test_biases_norms_and_tokens_do_not_decay():
 
 
 def test_schedules_scale_and_multiply_the_learning_rate():
-    cfg = Optim(lr=Constant(1.0), weight_decay=Constant(0.3), multipliers=(("head.*", Step((0.0, 0.5), (1,))),))
+    cfg = Optim(
+        lr=Constant(1.0), weight_decay=Constant(0.3), multipliers=(("head.*", Step((0.0, 0.5), (1,))),)
+    )
     optimizer = build_optimizer(Net().named_parameters(), cfg)
     logged = set_schedules(optimizer, cfg, at(10), batch=512)
     assert logged == {"lr": 2.0, "weight_decay": 0.3}
@@ -107,5 +114,5 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 
 
 def test_a_setting_that_would_be_ignored_is_an_error():
-    with pytest.raises(ValueError, match="betas.*no effect.*sgd"):
+    with pytest.raises(ValueError, match=r"betas.*no effect.*sgd"):
         build_optimizer(Net().named_parameters(), Optim(name="sgd", betas=(0.9, 0.95)))

@@ -1,4 +1,4 @@
-"""kNN, linear and attentive probes against independent implementations; intervals; nothing chosen on test images."""
+"""kNN, linear and attentive probes against independent implementations, and intervals."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_knn_is_dinos(data: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     for prediction in knn(x, y, x_test, chunk=77):
         oracle = KNeighborsClassifier(
             int(prediction.settings["k"]),
-            weights=lambda d: np.exp((1 - d) / 0.07),
+            weights=lambda d: np.exp((1 - d) / 0.07),  # pyright: ignore[reportArgumentType]
             metric="cosine",
             algorithm="brute",
         )
@@ -146,13 +146,13 @@ def test_attentive_pooling_is_multi_head_attention() -> None:
     x = tokens / math.sqrt(1 + 1e-6)  # BatchNorm with fresh statistics
     k, v = (x @ w.flatten(0, 1).T for w in (probe.key, probe.value))  # b p d
     q = probe.query[None, :, None].expand(5, -1, -1, -1)  # b h 1 e
-    heads = [part.unflatten(-1, (4, 3)).transpose(1, 2) for part in (k, v)]
-    pooled = torch.nn.functional.scaled_dot_product_attention(q, *heads)  # b h 1 e
+    k, v = (part.unflatten(-1, (4, 3)).transpose(1, 2) for part in (k, v))
+    pooled = torch.nn.functional.scaled_dot_product_attention(q, k, v)  # b h 1 e
     torch.testing.assert_close(probe(tokens), pooled.flatten(1) @ probe.head)
 
 
 def needles(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """One token of sixteen is marked and carries the class; the others carry a random one: their mean says little."""
+    """One token of sixteen is marked and carries the class, the others a random one."""
     rng = torch.Generator().manual_seed(seed)
     kinds = torch.randint(4, (n, 16), generator=rng)
     tokens = torch.nn.functional.one_hot(kinds, 8).float() + 0.1 * torch.randn(n, 16, 8, generator=rng)

@@ -38,7 +38,7 @@ def test_metrics_after_the_checkpoint_are_forgotten(tmp_path: Path):
 def test_a_finished_or_begun_run_is_not_overwritten(tmp_path: Path):
     run = folder(tmp_path)
     run.save_checkpoint({"step": 1})
-    with pytest.raises(ValueError, match="already holds a run.*--resume"):
+    with pytest.raises(ValueError, match=r"already holds a run.*--resume"):
         RunFolder.create(run.path, {})
 
 
@@ -63,7 +63,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RuntimeError, match="step 2 could not be written.*No space left.*intact"):
+    with pytest.raises(RuntimeError, match=r"step 2 could not be written.*No space left.*intact"):
         run.save_checkpoint({"step": 2})
     monkeypatch.undo()
     assert run.load_checkpoint() == {"step": 1}

@@ -26,7 +26,9 @@ def test_cosine_equals_official_dino():
 
 def test_warmup_then_cosine_equals_official_dino():
     schedule = Warmup(epochs=2, then=Cosine(5e-4, 1e-6))
-    np.testing.assert_allclose(values(schedule), GOLDEN["cosine_lr_5e-4_1e-6_warm2_epochs5_it7"], rtol=1e-12, atol=1e-18)
+    np.testing.assert_allclose(
+        values(schedule), GOLDEN["cosine_lr_5e-4_1e-6_warm2_epochs5_it7"], rtol=1e-12, atol=1e-18
+    )
 
 
 def test_ramp_is_a_line_then_flat():
@@ -58,5 +60,7 @@ def test_a_long_warmup_is_cut_to_half_of_a_short_run():
 
 def test_at_draws_the_rows_of_its_rank():
     whole = At(0, 1, 1, torch.Generator().manual_seed(3)).rand(6, 2)
-    halves = [At(0, 1, 1, torch.Generator().manual_seed(3), rank=rank, world=2).rand(3, 2) for rank in range(2)]
+    halves = [
+        At(0, 1, 1, torch.Generator().manual_seed(3), rank=rank, world=2).rand(3, 2) for rank in range(2)
+    ]
     assert torch.equal(torch.cat(halves), whole)

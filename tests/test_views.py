@@ -9,9 +9,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from _torchvision import functional, v2
 from torch import Tensor
 
+from _torchvision import functional, v2
 from visrep.config import from_json, to_json
 from visrep.method import At, Batch, Canvases
 from visrep.views import MultiCrop, OneView, Recipe, TwoViews, View, center, colour, draw
@@ -21,7 +21,17 @@ from visrep.views.render import render
 
 CPU = torch.device("cpu")
 PLAIN = View(size=32, flip=0, jitter=0, gray=0, blur=0)
-BUSY = View(size=32, jitter=0.8, gray=0.2, blur=0.5, solarize=0.3, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+BUSY = View(
+    size=32,
+    jitter=0.8,
+    gray=0.2,
+    blur=0.5,
+    solarize=0.3,
+    brightness=0.8,
+    contrast=0.8,
+    saturation=0.8,
+    hue=0.2,
+)
 
 
 def canvases(b: int, s: int, *, size: tuple[float, float] | None = None, seed: int = 0) -> Canvases:
@@ -54,7 +64,9 @@ def resized(
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("rows", [32, 80])
-@pytest.mark.parametrize("box", [(0, 0, 96, 96), (3, 40, 91, 17), (70, 5, 2, 1), (10, 20, 33, 60), (95, 95, 1, 1)])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 96, 96), (3, 40, 91, 17), (70, 5, 2, 1), (10, 20, 33, 60), (95, 95, 1, 1)]
+)
 def test_crop_and_resize_equal_torchvision(interpolation, rows: int, box) -> None:
     pixels = canvases(2, 96).pixels
     ours = resized(pixels, box, Resize(96, 80, interpolation, 0.0, rows))
@@ -77,7 +89,9 @@ def test_blur_equals_torchvision(sigma: float, rows: int) -> None:
     pixels = canvases(2, 96).pixels
     box = (7, 20, 80, 50)
     ours = resized(pixels, box, Resize(96, 70, "bilinear", 2.0, rows), sigma=sigma)
-    sharp = functional.resized_crop(pixels / 255, *box, [70, 70], v2.InterpolationMode.BILINEAR, antialias=True)
+    sharp = functional.resized_crop(
+        pixels / 255, *box, [70, 70], v2.InterpolationMode.BILINEAR, antialias=True
+    )
     reach = int(np.ceil(4 * sigma))
     theirs = functional.gaussian_blur(sharp, [2 * reach + 1] * 2, [sigma] * 2)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -215,7 +229,11 @@ def test_boxes_and_flips_say_what_the_crop_shows() -> None:
     images = Canvases(pixels.repeat(50, 1, 1, 1), torch.tensor([[48.0, 100.0]] * 50), torch.arange(50))
     view = replace(PLAIN, flip=0.5, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear")
     batch = draw(TwoViews(view, view), images, at(5))
-    crops, boxes, flipped = batch.crops[0].flatten(0, 1), batch.boxes[0].flatten(0, 1), batch.flipped[0].flatten()
+    crops, boxes, flipped = (
+        batch.crops[0].flatten(0, 1),
+        batch.boxes[0].flatten(0, 1),
+        batch.flipped[0].flatten(),
+    )
     torch.testing.assert_close(crops[:, 0].mean((1, 2)), boxes[:, 1] + boxes[:, 3] / 2, atol=0.01, rtol=0)
     torch.testing.assert_close(crops[:, 1].mean((1, 2)), boxes[:, 0] + boxes[:, 2] / 2, atol=0.01, rtol=0)
     rises = crops[:, 0, :, -1].mean(1) > crops[:, 0, :, 0].mean(1)
@@ -263,7 +281,9 @@ def test_box_when_nothing_fits_is_the_largest_central_one_of_an_allowed_ratio() 
 
 def test_colours_are_drawn_as_by_torchvision() -> None:
     n = 3000
-    view = View(jitter=0.8, brightness=1.5, contrast=0.4, saturation=0.2, hue=0.1, gray=0.2, blur=0.5, solarize=0.1)
+    view = View(
+        jitter=0.8, brightness=1.5, contrast=0.4, saturation=0.2, hue=0.1, gray=0.2, blur=0.5, solarize=0.1
+    )
     p = draw_parameters(view, torch.full((n, 2), 32.0), at(7).rand(n, NUMBERS))
     torch.manual_seed(0)
     jitter = v2.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
@@ -271,8 +291,12 @@ def test_colours_are_drawn_as_by_torchvision() -> None:
     names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
     for change, name in enumerate(names):
         ours = p.factors[p.jittered, change].numpy()
-        assert ks_distance(ours, np.array([float(d[name]) for d in drawn])) < 1.95 * np.sqrt(1 / n + 1 / len(ours))
-    assert torch.equal(p.factors[~p.jittered], torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(int((~p.jittered).sum()), 4))
+        assert ks_distance(ours, np.array([float(d[name]) for d in drawn])) < 1.95 * np.sqrt(
+            1 / n + 1 / len(ours)
+        )
+    assert torch.equal(
+        p.factors[~p.jittered], torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(int((~p.jittered).sum()), 4)
+    )
     counts = torch.bincount((p.order * torch.tensor([64, 16, 4, 1])).sum(1), minlength=256)
     counts = counts[counts > 0]
     assert len(counts) == 24

@@ -23,9 +23,11 @@ def override(value: Any, path: str, new: Any) -> Any:
     name, _, rest = path.partition(".")
     known = [f.name for f in fields(value)] if is_dataclass(value) else []
     if name not in known:
-        raise ValueError(f"There is no field {name!r} in {type(value).__name__}. It has: {', '.join(known) or 'none'}.")
+        raise ValueError(
+            f"There is no field {name!r} in {type(value).__name__}. It has: {', '.join(known) or 'none'}."
+        )
     changed = override(getattr(value, name), rest, new) if rest else new
-    return replace(value, **{name: changed})
+    return replace(value, **{name: changed})  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def with_encoder(run: Run, name: str) -> Run:
@@ -69,7 +71,9 @@ def pretrain(
         run = with_encoder(run, encoder)
     for path, value in (overrides or {}).items():
         run = override(run, path, value)
-    return start(run, method=method.split(":")[0], preset=preset_name, overrides=tuple(map(str, overrides or ())))
+    return start(
+        run, method=method.split(":")[0], preset=preset_name, overrides=tuple(map(str, overrides or ()))
+    )
 
 
 def resume(run: str | Path) -> Path:
@@ -103,18 +107,14 @@ def evaluate(
     """Judge the encoder of a run on labelled images; writes evaluation.json into the run folder.
 
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
+    ``limit`` and ``test_limit`` keep the first images of every class, in proportion.
     """
-    import torch
-
     from visrep.config import save_json
-    from visrep.data import Subset, open_source, open_splits
+    from visrep.data import open_source, open_splits
     from visrep.evaluation.evaluate import evaluate
+    from visrep.machine import default_device
 
     train, held_out = open_splits(data) if test is None else (open_source(data), open_source(test))
-    if limit:
-        train = Subset(train, range(min(limit, len(train))))
-    if test_limit and held_out is not None:
-        held_out = Subset(held_out, range(min(test_limit, len(held_out))))
     result = evaluate(
         load_encoder(run),
         train,
@@ -123,7 +123,9 @@ def evaluate(
         layers=layers,
         poolings=poolings,
         baselines=baselines,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        limit=limit,
+        test_limit=test_limit,
+        device=default_device(),
         seed=seed,
         progress=progress,
     )
@@ -132,13 +134,26 @@ def evaluate(
 
 
 def embed(
-    run: str | Path, data: str | Path | Source | Sequence, out: str | Path, *, pooling: str = "auto", progress: bool = False
+    run: str | Path,
+    data: str | Path | Source | Sequence,
+    out: str | Path,
+    *,
+    pooling: str = "auto",
+    progress: bool = False,
 ) -> Path:
     """One vector an image, written with its path: .parquet, .npz or .csv by the name of ``out``."""
     from visrep.data import open_source
     from visrep.evaluation.embed import embed
+    from visrep.machine import default_device
 
-    return embed(load_encoder(run), open_source(data), Path(out), pooling=pooling, progress=progress)
+    return embed(
+        load_encoder(run),
+        open_source(data),
+        Path(out),
+        pooling=pooling,
+        device=default_device(),
+        progress=progress,
+    )
 
 
 def report(run: str | Path) -> Path:

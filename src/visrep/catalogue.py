@@ -51,7 +51,9 @@ def load_records() -> list[dict]:
 
 def section(docstring: str, title: str) -> str:
     """The paragraph of a docstring that begins with ``title:``, on one line."""
-    found = re.search(rf"^\*?{title}\*?:\s*(.+?)(?:\n\s*\n|\n\*?[A-Z][a-z ]+\*?:|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^\*?{title}\*?:\s*(.+?)(?:\n\s*\n|\n\*?[A-Z][a-z ]+\*?:|\Z)", docstring, re.MULTILINE | re.DOTALL
+    )
     return " ".join(found[1].split()) if found else ""
 
 

@@ -122,9 +122,7 @@ def evaluate(
     print_table(result)
 
 
-def embed(
-    run: tyro.conf.Positional[Path], data: str, out: Path, pooling: str = "auto"
-) -> None:
+def embed(run: tyro.conf.Positional[Path], data: str, out: Path, pooling: str = "auto") -> None:
     """Write one vector an image, with its path.
 
     Args:
@@ -219,7 +217,9 @@ def main() -> None:
         else:
             raise ValueError(f"There is no command {name!r}. Available: pretrain, {', '.join(COMMANDS)}.")
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. A checkpoint was saved if training had begun: --resume continues it.")
+        Console(stderr=True).print(
+            "Stopped. A checkpoint was saved if training had begun: --resume continues it."
+        )
         sys.exit(130)
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         Console(stderr=True).print(f"[bold red]visrep {name}:[/] {error}", highlight=False, soft_wrap=True)

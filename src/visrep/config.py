@@ -109,7 +109,7 @@ def from_json(value: Any) -> Any:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"This version of visrep does not know {value['type']!r}.") from error
-    if not dataclasses.is_dataclass(cls):
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ValueError(f"{value['type']!r} is not a configuration.")
     fields = {name: from_json(item) for name, item in value.items() if name != "type"}
     known = {f.name for f in dataclasses.fields(cls)}

@@ -1,7 +1,8 @@
 """Exchange between ranks; on one process every function is the identity.
 
-Gradients: the engine averages parameter gradients over ranks, and each rank's loss is a mean over its own rows. Then
-the gradient of the whole batch is right when `gather` hands back, for a rank's own rows, the sum over all ranks.
+Gradients: the engine averages parameter gradients over ranks, and each rank's loss is a mean over its own
+rows. Then the gradient of the whole batch is right when `gather` hands back, for a rank's own rows, the sum
+of what comes back on all ranks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def gather(x: Shaped[Tensor, "b *any"]) -> Shaped[Tensor, "m *any"]:
+def gather(x: Shaped[Tensor, " b *any"]) -> Shaped[Tensor, " m *any"]:
     """The rows of all ranks, in rank order, with gradient. Every rank must bring the same number of rows."""
     if world() == 1:
         return x

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from visrep.config import Run
 from visrep.data import CanvasSet, Loader, canvas_size, open_source
+from visrep.distributed import mean_over_ranks
 from visrep.encoders import save_encoder
+from visrep.machine import keep_freed_memory
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.methods import load_method, method_class
-from visrep.monitor import Monitor
+from visrep.monitor import Monitor, NotFinite
 from visrep.nn.batchnorm import convert_batchnorm
 from visrep.optim import build_optimizer, clip_gradients, drop_frozen_gradients, set_schedules
 from visrep.progress import TrainingProgress
@@ -28,10 +32,6 @@ from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
 from visrep.views import draw
 
 KINDS_OF_SCHEDULE = (Constant, Cosine, Ramp, Step, Warmup)
-
-
-class NotFinite(RuntimeError):
-    """The loss became NaN or infinite; the last checkpoint is from before."""
 
 
 class _Objective(nn.Module):
@@ -73,11 +73,14 @@ class _State:
 
 def build_fabric(run: Run) -> Fabric:
     """Devices, precision and distribution as the run asks for them."""
+    keep_freed_memory()
     cuda = run.accelerator == "cuda" or (run.accelerator == "auto" and torch.cuda.is_available())
     precision = {"auto": "bf16-mixed" if cuda else "32-true"}.get(run.precision, run.precision)
     backend = "nccl" if cuda else "gloo"
-    # Buffers (centres, queues) are kept equal by the methods; broadcasting them would hide a mistake.
-    several = DDPStrategy(broadcast_buffers=False, process_group_backend=backend)
+    # Buffers (centres, queues) are kept equal by the methods; copying rank 0's would hide a mistake.
+    known = inspect.signature(DistributedDataParallel).parameters
+    copying = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    several = DDPStrategy(process_group_backend=backend, **{copying: False})  # pyright: ignore[reportArgumentType]
     return Fabric(
         accelerator=run.accelerator,
         devices=run.devices,
@@ -96,7 +99,12 @@ def open_canvases(run: Run, folder: RunFolder, *, progress: bool) -> CanvasSet:
     """The training images, decoded to canvases."""
     source = open_source(run.data, limit=run.limit)
     return CanvasSet(
-        source, run.canvas, cache=run.cache, workers=run.workers, folder=folder.path / "cache", progress=progress
+        source,
+        run.canvas,
+        cache=run.cache,
+        workers=run.workers,
+        folder=folder.path / "cache",
+        progress=progress,
     )
 
 
@@ -123,19 +131,25 @@ def schedule_values(run: Run, at: At) -> dict[str, float]:
 def micro_batches(batch: Batch, n: int) -> list[Batch]:
     """The batch in ``n`` equal parts. Raises ValueError when it does not divide."""
     if len(batch) % n:
-        raise ValueError(f"accumulate={n} does not divide the {len(batch)} images that each device gets a step.")
+        raise ValueError(
+            f"accumulate={n} does not divide the {len(batch)} images that each device gets a step."
+        )
     size = len(batch) // n
     return [batch.rows(slice(i * size, (i + 1) * size)) for i in range(n)]
 
 
 def take_step(
     run: Run, model: Callable[[Any], Losses], state: _State, batch: Batch, at: At, fabric: Fabric
-) -> tuple[list[Losses], dict[str, float]]:
-    """One optimisation step: every turn, every micro-batch, then the method's own updates."""
+) -> tuple[list[Losses], dict[str, float], Tensor]:
+    """One optimisation step: every turn, every micro-batch, then the method's own updates.
+
+    Returns the losses, the optimiser's schedules and the norm of the gradient before clipping.
+    """
     batch = batch if state.method.needs_labels else batch.without_labels()
     parts = micro_batches(batch, run.accumulate)
     taken: list[Losses] = []
     values: dict[str, float] = {}
+    grad_norm = torch.zeros(())
     for turn, optimizer in state.optimizers.items():
         values = set_schedules(optimizer, run.optim, at, run.batch)
         for i, part in enumerate(parts):
@@ -145,13 +159,16 @@ def take_step(
                 fabric.backward(torch.stack(list(losses.terms.values())).sum() / len(parts))
             taken.append(losses)
         drop_frozen_gradients(optimizer)
-        values["grad_norm"] = clip_gradients(optimizer, run.optim)  # pyright: ignore[reportArgumentType]
+        grad_norm = clip_gradients(optimizer, run.optim)
         optimizer.step()
         for parameter in state.method.parameters():
             parameter.grad = None
-    carry = {name: torch.cat([losses.carry[name] for losses in taken if name in losses.carry]) for name in taken[-1].carry}
+    carry = {
+        name: torch.cat([losses.carry[name] for losses in taken if name in losses.carry])
+        for name in taken[-1].carry
+    }
     state.method.after_step(at, carry)
-    return taken, values
+    return taken, values, grad_norm
 
 
 def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...] = ()) -> Path:
@@ -189,7 +206,12 @@ def train(run: Run, folder: RunFolder, fabric: Fabric, *, method: str, resume: b
     """The loop: from the first step or the last checkpoint to the end of the run. Ctrl-C saves a checkpoint."""
     canvases = open_canvases(run, folder, progress=fabric.is_global_zero)
     loader = Loader(
-        canvases, batch=run.batch, seed=run.seed, rank=fabric.global_rank, world=fabric.world_size, workers=run.workers
+        canvases,
+        batch=run.batch,
+        seed=run.seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        workers=run.workers,
     )
     total = max(1, round(run.epochs * loader.steps_per_epoch))
 
@@ -210,11 +232,11 @@ def train(run: Run, folder: RunFolder, fabric: Fabric, *, method: str, resume: b
     state = _State(module, dict(zip(turns, optimizers, strict=True)))
     start = state.load(folder) if resume else 0
     folder.forget_after(start)
-    folder.update(status="running", message="")
+    folder.update("running")
 
     monitor = Monitor(run, canvases, folder, fabric)
     every = monitor_steps(run, loader.steps_per_epoch, total)
-    log = _Log(run, folder, loader.steps_per_epoch, total)
+    log = _Log(run, folder, fabric, loader.steps_per_epoch, total)
     saved_at = time.monotonic()
     step = start
     try:
@@ -224,30 +246,32 @@ def train(run: Run, folder: RunFolder, fabric: Fabric, *, method: str, resume: b
                 # Dropout and drop path draw from the global generator: seeded too, and different on each rank.
                 torch.manual_seed(hash((run.seed, step, fabric.global_rank)))
                 batch = draw(run.method.views, canvas.to(fabric.device), at)
-                taken, values = take_step(run, model, state, batch, at, fabric)
+                taken, values, grad_norm = take_step(run, model, state, batch, at, fabric)
                 step += 1
-                log.add(at, taken, values)
+                written = log.add(at, taken, values, grad_norm)
                 progress.advance(log.loss, run.batch)
                 ends = step in every or step == total
                 if ends:
                     log.flush()
                     progress.say(monitor.measure(module, at, loader.steps_per_epoch))
-                if ends or time.monotonic() - saved_at > 60 * run.checkpoint_minutes:
-                    log.flush()
+                # Ranks have clocks of their own: the first one decides, at a moment that all of them reach.
+                if ends or (
+                    written and fabric.broadcast(time.monotonic() - saved_at > 60 * run.checkpoint_minutes)
+                ):
                     state.save(folder, step)
                     saved_at = time.monotonic()
     except KeyboardInterrupt:
         state.save(folder, step)
-        folder.update(status="stopped", message=f"interrupted at step {step} of {total}")
+        folder.update("stopped", f"interrupted at step {step} of {total}")
         raise
     except Exception as error:
-        folder.update(status="failed", message=str(error))
+        folder.update("failed", str(error))
         raise
     if fabric.is_global_zero:
         save_encoder(folder.path, module.encoder)
         monitor.save_pictures(module, at_step(run, 0, total, loader.steps_per_epoch, fabric))
         write_unreadable(folder.path, canvases)
-    folder.update(status="finished", message="")
+    folder.update("finished")
     fabric.barrier()
 
 
@@ -269,51 +293,54 @@ def write_unreadable(path: Path, canvases: CanvasSet) -> None:
 class _Log:
     """Collects losses on the device and writes their means: one synchronisation every few steps, not every step."""
 
-    def __init__(self, run: Run, folder: RunFolder, steps_per_epoch: int, total: int) -> None:
-        self.run, self.folder = run, folder
-        self.every = max(1, min(50, total // 200))
-        self.pending: list[tuple[At, list[Losses], dict[str, float]]] = []
-        self.loss = float("nan")
-        self.began = time.monotonic()
-        self.since = self.began
+    def __init__(self, run: Run, folder: RunFolder, fabric: Fabric, steps_per_epoch: int, total: int) -> None:
+        self.run, self.folder, self.fabric = run, folder, fabric
         self.steps_per_epoch = steps_per_epoch
+        self.every = max(1, min(50, total // 200))
+        self.pending: list[tuple[At, dict[str, Tensor], dict[str, Tensor]]] = []
+        self.schedules: dict[str, float] = {}
+        self.loss = float("nan")
+        self.began = self.since = time.monotonic()
 
-    def add(self, at: At, taken: list[Losses], values: dict[str, float]) -> None:
-        self.pending.append((at, taken, values))
-        if len(self.pending) >= self.every:
-            self.flush()
+    def add(self, at: At, taken: list[Losses], values: dict[str, float], grad_norm: Tensor) -> bool:
+        """Keep the losses of one step; True when they were written."""
+        terms = _means([losses.terms for losses in taken])
+        monitor = {**_means([losses.monitor for losses in taken]), "grad_norm": grad_norm}
+        self.pending.append((at, terms, monitor))
+        self.schedules = values
+        if len(self.pending) < self.every:
+            return False
+        self.flush()
+        return True
 
     def flush(self) -> None:
-        """Write the mean over the pending steps. Raises NotFinite naming the term and the step."""
+        """Write the mean over the pending steps and all ranks. Raises NotFinite naming the term and the step."""
         if not self.pending:
             return
-        rows = [_means(taken, lambda losses: losses.terms) for _, taken, _ in self.pending]
-        for (at, _, _), row in zip(self.pending, rows, strict=True):
-            for name, value in row.items():
-                if not torch.isfinite(torch.tensor(value)):
+        names = list(self.pending[0][1])
+        terms = self._over_ranks([step_terms for _, step_terms, _ in self.pending])
+        for (at, _, _), row in zip(self.pending, terms.tolist(), strict=True):
+            for name, value in zip(names, row, strict=True):
+                if not math.isfinite(value):
                     raise NotFinite(
                         f"The loss term {name!r} became {value} at step {at.step} (epoch {at.epoch:.2f}). "
                         f"The last checkpoint is from before. Lower optim.lr (now {self.run.optim.lr}), "
                         "lengthen its warm-up, or set optim.clip to 1-3."
                     )
-        at, _, values = self.pending[-1]
-        terms = _mean_rows(rows)
-        monitor = _mean_rows([_means(taken, lambda losses: losses.monitor) for _, taken, _ in self.pending])
+        at = self.pending[-1][0]
+        monitor = self._over_ranks([step_monitor for _, _, step_monitor in self.pending]).mean(0).tolist()
+        means = terms.mean(0).tolist()
+        self.loss = sum(means)
         now = time.monotonic()
-        self.loss = sum(terms.values())
         self.folder.record(
             {
                 "kind": "step",
                 "step": at.step + 1,
                 "epoch": (at.step + 1) / self.steps_per_epoch,
                 "loss": self.loss,
-                "terms": terms,
-                "monitor": {**monitor, "grad_norm": float(values["grad_norm"])},
-                "schedules": {
-                    "lr": values["lr"],
-                    "weight_decay": values["weight_decay"],
-                    **schedule_values(self.run, at),
-                },
+                "terms": dict(zip(names, means, strict=True)),
+                "monitor": dict(zip(self.pending[0][2], monitor, strict=True)),
+                "schedules": {**self.schedules, **schedule_values(self.run, at)},
                 "images_per_second": len(self.pending) * self.run.batch / (now - self.since),
                 "seconds": now - self.began,
             }
@@ -321,25 +348,16 @@ class _Log:
         self.pending.clear()
         self.since = now
 
+    def _over_ranks(self, rows: list[dict[str, Tensor]]) -> Tensor:
+        """Rows of named scalars as "steps names" on the CPU, each the mean over ranks."""
+        table = torch.stack([torch.stack(list(row.values())) for row in rows])
+        return mean_over_ranks(table).cpu()
 
-def _means(taken: list[Losses], part: Callable[[Losses], dict[str, Tensor]]) -> dict[str, float]:
-    names = dict.fromkeys(name for losses in taken for name in part(losses))
+
+def _means(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of every named scalar over the micro-batches and turns that have it, still on the device."""
+    names = dict.fromkeys(name for row in rows for name in row)
     return {
-        name: torch.stack([part(losses)[name].detach().float() for losses in taken if name in part(losses)]).mean().item()
+        name: torch.stack([row[name].detach().float() for row in rows if name in row]).mean()
         for name in names
     }
-
-
-def _mean_rows(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode before outside."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

@@ -34,8 +34,10 @@ def unpatchify(
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch, columns * patch)
 
 
-def patch_statistics(patches: Float[Tensor, "b n q"]) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:
-    """Mean and deviation of the values of each patch, for MAE's normalised targets: unbiased variance plus 1e-6."""
+def patch_statistics(
+    patches: Float[Tensor, "b n q"],
+) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:
+    """Mean and deviation of the values of each patch, from the unbiased variance plus 1e-6, as in MAE."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
@@ -46,8 +48,9 @@ def entropy(probabilities: Float[Tensor, "*any k"]) -> Float[Tensor, "*any"]:
 
 @torch.no_grad()
 def feature_std(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Deviation of L2-normalised features, mean over dimensions: 0 when collapsed, 1 / sqrt(d) when spread evenly.
+    """Deviation of L2-normalised features, mean over dimensions.
 
+    0 when collapsed, 1 / sqrt(d) when spread evenly.
     Chen & He 2021, arXiv:2011.10566, section 4.1.
     """
     return F.normalize(widen(features), dim=-1).std(0, correction=0).mean()

@@ -137,7 +137,9 @@ class Tokens:
         if how == "mean":
             return self.patches.mean(1)
         if self.cls is None:
-            raise ValueError(f"pooling={how!r} needs a cls token and this encoder has none. Use pooling='mean'.")
+            raise ValueError(
+                f"pooling={how!r} needs a cls token and this encoder has none. Use pooling='mean'."
+            )
         return self.cls if how == "cls" else torch.cat([self.cls, self.patches.mean(1)], dim=-1)
 
 
@@ -216,7 +218,7 @@ class Method(nn.Module, ABC):
     def encoder(self) -> Encoder:
         """What probes, analysis and export see."""
 
-    def after_step(self, at: At, carry: Mapping[str, Tensor]) -> None:  # noqa: B027 - optional hook
+    def after_step(self, at: At, carry: Mapping[str, Tensor]) -> None:
         """Called once after each optimiser step: teachers, centres, queues, codebooks move here."""
 
     def turns(self) -> dict[str, list[nn.Parameter]]:

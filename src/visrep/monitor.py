@@ -14,11 +14,15 @@ from visrep.analysis.health import diagnose
 from visrep.analysis.spectra import alignment, feature_std, rankme, uniformity
 from visrep.config import Run
 from visrep.data import CanvasSet, open_source
-from visrep.evaluation.features import Features, extract
+from visrep.evaluation.features import Features, count_bad, evaluation_mode, extract
 from visrep.evaluation.knn import knn_accuracy
 from visrep.method import At, Method
 from visrep.rundir import RunFolder
 from visrep.views import draw
+
+
+class NotFinite(RuntimeError):
+    """The loss or the features became NaN or infinite; the last checkpoint is from before."""
 
 
 class Monitor:
@@ -44,19 +48,26 @@ class Monitor:
             self.fabric.barrier()
             return ""
         bank = self._extract(method, self.canvases, self.bank)
-        z = bank.vectors[self._key(bank)].float()
-        monitors: dict[str, Any] = {
-            "feature_std": float(feature_std(z)),
-            "uniformity": float(uniformity(z)),
-            "rankme": float(rankme(z)),
-            "alignment": float(self._alignment(method, at)),
-            "width": z.shape[1],
-            "images": z.shape[0],
+        z = self._vectors(bank)
+        monitors: dict[str, Any] = {"width": z.shape[1], "images": z.shape[0]}
+        if count_bad(bank):
+            raise NotFinite(
+                f"The encoder gives NaN or infinite features at step {at.step + 1} (epoch {at.epoch:.2f}), though the "
+                "loss is still finite. The last checkpoint is from before. Lower optim.lr or set optim.clip to 1-3."
+            )
+        monitors |= {
+            "feature_std": feature_std(z),
+            "uniformity": uniformity(z),
+            "rankme": rankme(z),
+            "alignment": self._alignment(method, at),
         }
         if len(self.queries):
             queries = self._extract(method, self.query_canvases, self.queries)
-            correct = knn_accuracy(z, bank.labels, queries.vectors[self._key(queries)].float(), queries.labels, k=20)
-            monitors["knn"] = 100 * float(correct)
+            assert (
+                bank.labels is not None and queries.labels is not None
+            )  # there are queries only with labels
+            correct = knn_accuracy(z, bank.labels, self._vectors(queries), queries.labels, k=20)
+            monitors["knn"] = 100 * correct
         step = at.step + 1
         line = {"kind": "epoch", "step": step, "epoch": step / steps_per_epoch, "monitors": monitors}
         verdict = diagnose(self.folder.metrics("step"), [*self.folder.metrics("epoch"), line])
@@ -82,26 +93,25 @@ class Monitor:
         pictures = {"views": torch.cat(columns, dim=1)}
         with torch.no_grad():
             pictures |= method.pictures(batch.without_labels(), alone)
-        np.savez_compressed(self.folder.path / "pictures.npz", **{k: _to_uint8(v) for k, v in pictures.items()})
+        arrays = {name: _to_uint8(picture) for name, picture in pictures.items()}
+        np.savez_compressed(self.folder.path / "pictures.npz", allow_pickle=False, **arrays)
 
     def _extract(self, method: Method, canvases: CanvasSet, indices: np.ndarray) -> Features:
         return extract(method.encoder, canvases, indices, device=self.fabric.device)
 
-    def _key(self, features: Features) -> tuple[int, str]:
-        return next(iter(features.vectors))
+    def _vectors(self, features: Features) -> Tensor:
+        """The last layer's, as `Tokens.pool` gives it."""
+        return next(iter(features.vectors.values()))
 
     @torch.no_grad()
-    def _alignment(self, method: Method, at: At) -> Tensor:
+    def _alignment(self, method: Method, at: At) -> float:
         """Distance between the encodings of two training views of the same image."""
         rng = torch.Generator(self.fabric.device).manual_seed(self.run.seed)
         alone = replace(at, rng=rng, rank=0, world=1)
         canvases = self.canvases.get(self.bank[:256]).to(self.fabric.device)
         first, second = (draw(self.run.method.views, canvases, alone).crops[0][0] for _ in range(2))
-        encoder = method.encoder
-        training = encoder.training
-        encoder.eval()
-        z1, z2 = encoder(first).pool(), encoder(second).pool()
-        encoder.train(training)
+        with evaluation_mode(method.encoder):
+            z1, z2 = (method.encoder(crops).pool() for crops in (first, second))
         return alignment(z1.float(), z2.float())
 
 

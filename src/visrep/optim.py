@@ -22,7 +22,9 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[dict], lr: float, momentum: float, trust: float) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "decay": True})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "decay": True}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -35,7 +37,9 @@ class LARS(torch.optim.Optimizer):
                     update = update + group["weight_decay"] * w
                     w_norm, update_norm = w.norm(), update.norm()
                     scale = torch.where(
-                        (w_norm > 0) & (update_norm > 0), group["trust"] * w_norm / update_norm, torch.ones_like(w_norm)
+                        (w_norm > 0) & (update_norm > 0),
+                        group["trust"] * w_norm / update_norm,
+                        torch.ones_like(w_norm),
                     )
                     update = update * scale
                 state = self.state[w]
@@ -81,7 +85,9 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: Optim) -> to
         value = {"momentum": cfg.momentum, "trust": cfg.trust, "betas": cfg.betas}[field]
         default = {"momentum": defaults.momentum, "trust": defaults.trust, "betas": defaults.betas}[field]
         if value != default:
-            raise ValueError(f"optim.{field}={value} has no effect with optim.name={cfg.name!r}. Leave it at {default}.")
+            raise ValueError(
+                f"optim.{field}={value} has no effect with optim.name={cfg.name!r}. Leave it at {default}."
+            )
     groups = parameter_groups(named, cfg)
     if cfg.name == "lars":
         return LARS(groups, lr=0.0, momentum=cfg.momentum, trust=cfg.trust)
@@ -117,12 +123,8 @@ def drop_frozen_gradients(optimizer: torch.optim.Optimizer) -> None:
 @torch.no_grad()
 def clip_gradients(optimizer: torch.optim.Optimizer, cfg: Optim) -> Tensor:
     """Scale gradients to at most ``cfg.clip``, jointly or each by its own norm; returns the joint norm before."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not grads:
-        return torch.zeros(())
-    norms = torch.stack(torch._foreach_norm(grads))
-    joint = norms.norm()
-    if cfg.clip > 0:
-        scales = (cfg.clip / ((norms if cfg.clip_each else joint) + 1e-6)).clamp(max=1.0).expand_as(norms)
-        torch._foreach_mul_(grads, list(scales.unbind()))
-    return joint
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not cfg.clip_each:
+        return torch.nn.utils.clip_grad_norm_(parameters, cfg.clip if cfg.clip > 0 else math.inf)
+    norms = [torch.nn.utils.clip_grad_norm_(p, cfg.clip if cfg.clip > 0 else math.inf) for p in parameters]
+    return torch.stack(norms).norm()

@@ -36,7 +36,9 @@ class RunFolder:
                 "or choose another --out."
             )
         folder.path.mkdir(parents=True, exist_ok=True)
-        (folder.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run that died before its first checkpoint
+        (folder.path / "metrics.jsonl").unlink(
+            missing_ok=True
+        )  # of a run that died before its first checkpoint
         save_json(folder.path / "run.json", dict(about))
         return folder
 
@@ -44,17 +46,19 @@ class RunFolder:
         """The contents of run.json. Raises ValueError when this is not a run folder."""
         file = self.path / "run.json"
         if not file.is_file():
-            raise ValueError(f"{self.path} is not a run folder: it has no run.json. `visrep pretrain` makes one.")
+            raise ValueError(
+                f"{self.path} is not a run folder: it has no run.json. `visrep pretrain` makes one."
+            )
         return json.loads(file.read_text())
 
     def run(self) -> Run:
         """The configuration of the run."""
         return from_json(self.about()["run"])
 
-    def update(self, **changes: str) -> None:
-        """Change entries of run.json: status, message."""
+    def update(self, status: str, message: str = "") -> None:
+        """Say in run.json how the run stands: running, finished, stopped or failed, and why."""
         if self.writes:
-            save_json(self.path / "run.json", {**self.about(), **changes})
+            save_json(self.path / "run.json", {**self.about(), "status": status, "message": message})
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

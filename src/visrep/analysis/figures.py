@@ -131,7 +131,7 @@ def curves(lines: Sequence[Line], *, x_label: str, limit: float = math.nan, limi
 def intervals(marks: Sequence[Mark]) -> str:
     """Values with confidence intervals, one row a protocol, one colour and marker a group."""
     rows, groups = list(dict.fromkeys(m.row for m in marks)), list(dict.fromkeys(m.group for m in marks))
-    with _axes(7.2, 0.75 + 0.42 * len(rows)) as (figure, axes):
+    with _axes(4.6, 0.75 + 0.42 * len(rows)) as (figure, axes):
         for i, group in enumerate(groups):
             mine = [mark for mark in marks if mark.group == group]
             y = [rows.index(mark.row) + 0.16 * (i - (len(groups) - 1) / 2) for mark in mine]
@@ -143,7 +143,7 @@ def intervals(marks: Sequence[Mark]) -> str:
             )  # fmt: skip
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(0, 100)
+        axes.set_xlim(0, min(100, 1.25 * max(mark.high for mark in marks)))
         axes.set_xlabel("accuracy on held-out images, %")
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
@@ -164,36 +164,42 @@ def spectrum_plot(variances: Sequence[float]) -> tuple[str, int]:
     axes_for_90 = int(np.searchsorted(shares.cumsum(), 0.9)) + 1
     shown = shares > 1e-7
     index = np.arange(1, len(shares) + 1)
-    with _axes(7.2, 2.8) as (figure, axes):
+    room = axes_for_90**2 < len(shares)  # to the right of the mark, on a logarithmic axis
+    with _axes(4.6, 2.4) as (figure, axes):
         even = 1 / len(shares)
         axes.axhline(even, color=NEUTRAL, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate("all axes equal", (1, even), va="bottom", color=NEUTRAL, fontsize=8)
+        right = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate("all axes equal", (0.99, even), color=NEUTRAL, fontsize=8, **right)
         axes.plot(index[shown], shares[shown], color=COLOURS[0], linewidth=1.8)
         axes.fill_between(index[shown], shares[shown], shares[shown].min() / 2, color=COLOURS[0], alpha=0.12)
         axes.axvline(axes_for_90, color=COLOURS[3], linewidth=1.4)
         axes.annotate(
-            f" 90 % of the variance in {axes_for_90} ", (axes_for_90, 0.95), color=COLOURS[3],
-            xycoords=("data", "axes fraction"), va="top", ha="left" if axes_for_90**2 < len(shares) else "right",
-        )  # fmt: skip
+            f"90 % of the variance in {axes_for_90}",
+            (axes_for_90, 0.97),
+            xycoords=("data", "axes fraction"),
+            xytext=(6 if room else -6, 0),
+            textcoords="offset points",
+            ha="left" if room else "right",
+            va="top",
+            color=COLOURS[3],
+        )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("principal axis, strongest first")
         axes.set_ylabel("share of variance")
         axes.grid(which="major")
-        return _svg(
-            figure, f"spectrum of the features: 90 % of the variance in {axes_for_90} axes"
-        ), axes_for_90
+        return _svg(figure, "share of variance along each principal axis of the features"), axes_for_90
 
 
 def scatter(points: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> str:
     """Points "n 2" coloured by group, grey for groups beyond the palette. No axes: there are no units."""
-    with _axes(5.6, 4.9) as (figure, axes):
+    with _axes(4.4, 4.4) as (figure, axes):
         rest = (groups < 0) | (groups >= len(COLOURS))
         axes.scatter(*points[rest].T, s=9, color=NEUTRAL, alpha=0.5, linewidths=0)
         for i, name in enumerate(names[: len(COLOURS)]):
             axes.scatter(
                 *points[groups == i].T,
-                s=17,
+                s=20,
                 color=COLOURS[i],
                 marker=MARKERS[i],
                 alpha=0.85,
@@ -201,7 +207,7 @@ def scatter(points: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> str
                 label=name,
             )
         axes.set_axis_off()
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.margins(0.02)
         columns = min(5, max(1, len(names)))
         axes.legend(
             ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0), handletextpad=0.1, columnspacing=0.9

@@ -31,6 +31,10 @@ class Missing(Exception):
     """Something a section of the report needs is not there; the message says what, and how to get it."""
 
 
+class Inapplicable(Exception):
+    """A section of the report means nothing for this kind of encoder or method."""
+
+
 @dataclass(frozen=True)
 class Gallery:
     """Images of one source, encoded."""

@@ -33,6 +33,8 @@ FALLEN_SPREAD = 0.1
 """spread that counts as collapsed when it also fell to a third of its highest"""
 COLLAPSED_RANK = 0.03
 """rank share at which few directions are in use, whatever came before"""
+COLLAPSED_DIRECTIONS = 2.0
+"""RankMe at which few directions are in use, however narrow the encoder"""
 FALLEN_RANK = 0.12
 """rank share that counts as collapsed when it also fell to half of its highest"""
 UNIFORM = 0.98
@@ -165,7 +167,8 @@ def _dimensional_collapse(signs: Signs) -> Verdict | None:
     if not signs.rank or signs.knn_gain >= KNN_GAIN:
         return None
     rank, highest = signs.rank[-1], max(signs.rank)
-    if not (rank < COLLAPSED_RANK or (rank < FALLEN_RANK and rank < highest / 2)):
+    few = rank < COLLAPSED_RANK or signs.rankme < COLLAPSED_DIRECTIONS
+    if not (few or (rank < FALLEN_RANK and rank < highest / 2)):
         return None
     return Verdict(
         "dimensional collapse",

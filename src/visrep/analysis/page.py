@@ -37,9 +37,9 @@ def grid(items: Sequence[str], *, kind: str) -> str:
     return f'<div class="grid {kind}">{"".join(items)}</div>'
 
 
-def figure(content: str, caption: str = "", *, kind: str = "") -> str:
-    """A picture or drawing with a caption above it."""
-    head = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+def figure(content: str, title: str = "", remark: str = "", *, kind: str = "") -> str:
+    """A picture or drawing with its title and a remark on how to read it."""
+    head = f"<figcaption><b>{escape(title)}</b> {escape(remark)}</figcaption>" if title else ""
     return f'<figure class="{kind}">{head}{content}</figure>'
 
 
@@ -59,6 +59,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: Sequenc
     )
     head_row = f"<thead><tr>{top}</tr></thead>" if head else ""
     return f'<div class="wide"><table>{head_row}<tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def strip(tiles: Sequence[str], *, kind: str = "") -> str:
+    """Small pictures in a row that scrolls when the page is narrow."""
+    return f'<div class="strip {kind}">{"".join(tiles)}</div>'
+
+
+def sheet(strips: Sequence[str], *, columns: int) -> str:
+    """Strips of ``columns`` pictures each, as many side by side as there is room for."""
+    return f'<div class="strips sheet" style="--columns:{columns}">{"".join(strips)}</div>'
 
 
 def folded(summary: str, body: str) -> str:

@@ -56,9 +56,10 @@ def token_colours(
     return (scaled * 255).astype(np.uint8).reshape(b, *grid, 3)
 
 
-def enlarge(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "s s 3"]:
-    """The image at ``side`` pixels, cells kept sharp."""
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
+def fit(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "s s 3"]:
+    """The image at ``side`` pixels: smooth when that makes it smaller, with sharp cells when larger."""
+    how = Image.Resampling.LANCZOS if side < min(image.shape[:2]) else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize((side, side), how))
 
 
 def image_map(

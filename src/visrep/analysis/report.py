@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from visrep.analysis import report_images as images_of
 from visrep.analysis import report_training as training
-from visrep.analysis.gallery import Gallery, Missing, build_gallery
+from visrep.analysis.gallery import Gallery, Inapplicable, Missing, build_gallery
 from visrep.analysis.page import Section, document, note
 from visrep.analysis.record import RunRecord, read_run
+from visrep.analysis.report_probes import probes
 
 Material = TypeVar("Material")
 
@@ -19,17 +20,17 @@ FROM_RECORD: tuple[tuple[str, str, Callable[[RunRecord], str]], ...] = (
         "Probes",
         "The encoder is frozen and a simple classifier reads its features: training was worth it where the "
         "trained encoder's interval lies above both the same network untrained and raw pixels (green row).",
-        training.probes,
+        probes,
     ),
     (
         "Loss and schedules",
-        "The loss should fall, steeply at first; a level line from the start means nothing is learned, a rise "
-        "that training diverges.",
+        "The loss should fall, steeply at first; a level line from the start means nothing is learned, a "
+        "rise that training diverges.",
         training.losses,
     ),
     (
         "Health while training",
-        "Measured without labels, kNN apart: spread and RankMe must not go towards zero while the loss falls.",
+        "Measured without labels, kNN apart: spread and RankMe must not go to zero while the loss falls.",
         training.monitors,
     ),
     (
@@ -39,9 +40,14 @@ FROM_RECORD: tuple[tuple[str, str, Callable[[RunRecord], str]], ...] = (
         images_of.view_section,
     ),
     (
-        "The method's own pictures",
+        "Pictures by the method",
         "What the method draws; for a masked method the image, what was left of it, and the model's guess.",
         images_of.picture_section,
+    ),
+    (
+        "Configuration",
+        "Everything needed to repeat this run; run.json in its folder holds the same.",
+        training.configuration,
     ),
 )
 FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
@@ -53,8 +59,8 @@ FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
     ),
     (
         "Nearest neighbours",
-        "Left the query, right the images that are most similar to the encoder: look for shared content rather "
-        "than shared colour.",
+        "Left the query, right the images that are most similar to the encoder: look for shared content "
+        "rather than shared colour.",
         images_of.neighbour_section,
     ),
     (
@@ -65,7 +71,7 @@ FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
     ),
     (
         "Attention",
-        "Bright is where the network looks: useful heads follow objects or parts, even ones learned little.",
+        "Bright is where the network looks: useful heads follow objects or parts; an even map learned little.",
         images_of.attention_section,
     ),
     (
@@ -77,7 +83,7 @@ FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
 )
 ORDER = (
     "Probes", "Loss and schedules", "Health while training", "Map", "Nearest neighbours", "Attention",
-    "Patch tokens", "The method's own pictures", "Sample views", "Spectrum",
+    "Patch tokens", "Pictures by the method", "Sample views", "Spectrum", "Configuration",
 )  # fmt: skip
 
 
@@ -85,37 +91,39 @@ def report(run: Path, *, images: int = 600) -> Path:
     """Write ``report.html`` into a run folder, finished or not; returns its path.
 
     ``images`` is how many of the run's held-out (else training) images are encoded for the map, the
-    neighbours and the spectrum. A section whose material is missing says so. Raises ValueError when ``run`` is
-    not a run folder or ``images`` is below 2.
+    neighbours and the spectrum. A section whose material is missing says so. Raises ValueError when
+    ``run`` is not a run folder or ``images`` is below 2.
     """
     if images < 2:
         raise ValueError(f"images={images}: a map and neighbours need at least 2 images; the default is 600.")
     record = read_run(run)
-    sections = {title: _section(title, reading, build, record) for title, reading, build in FROM_RECORD}
+    sections = _sections(FROM_RECORD, record)
     try:
         gallery = build_gallery(record, images)
     except Missing as missing:
-        for title, reading, _ in FROM_IMAGES:
-            sections[title] = Section(title, reading, note(f"Not available: {missing}"))
+        reason = note(f"Not available: {missing}")
+        sections |= {title: Section(title, reading, reason) for title, reading, _ in FROM_IMAGES}
     else:
-        sections |= {title: _section(title, reading, build, gallery) for title, reading, build in FROM_IMAGES}
-    last = Section(
-        "Configuration",
-        "Everything needed to repeat this run; the folder's run.json holds the same.",
-        training.configuration(record),
-    )
+        sections |= _sections(FROM_IMAGES, gallery)
+    ordered = [sections[title] for title in ORDER if title in sections]
     name = f"{record.about['method']} · {run.resolve().name}"
-    page = document(name, training.header(record), [*(sections[title] for title in ORDER), last])
     out = run / "report.html"
     temporary = out.with_name(out.name + ".part")
-    temporary.write_text(page, encoding="utf-8")
+    temporary.write_text(document(name, training.header(record), ordered), encoding="utf-8")
     temporary.replace(out)
     return out
 
 
-def _section(title: str, reading: str, build: Callable[[Material], str], material: Material) -> Section:
-    """The section, or the reason why it is missing."""
-    try:
-        return Section(title, reading, build(material))
-    except Missing as missing:
-        return Section(title, reading, note(str(missing)))
+def _sections(
+    parts: Sequence[tuple[str, str, Callable[[Material], str]]], material: Material
+) -> dict[str, Section]:
+    """Sections by title: with the reason where something is missing, left out where they do not apply."""
+    sections = {}
+    for title, reading, build in parts:
+        try:
+            sections[title] = Section(title, reading, build(material))
+        except Missing as missing:
+            sections[title] = Section(title, reading, note(str(missing)))
+        except Inapplicable:
+            continue
+    return sections

@@ -5,11 +5,12 @@ from __future__ import annotations
 from html import escape
 
 import numpy as np
+from jaxtyping import UInt8
 
 from visrep.analysis.figures import COLOURS, scatter, spectrum_plot
-from visrep.analysis.gallery import Gallery, Missing
-from visrep.analysis.page import figure, grid, image, note
-from visrep.analysis.pictures import data_uri, enlarge, heat, image_map, token_colours
+from visrep.analysis.gallery import Gallery, Inapplicable, Missing
+from visrep.analysis.page import figure, grid, image, note, sheet, strip
+from visrep.analysis.pictures import data_uri, fit, heat, image_map, token_colours
 from visrep.analysis.record import RunRecord
 from visrep.analysis.spectra import participation_ratio, rankme, sample_caution, spectrum
 from visrep.encoders import ViT
@@ -17,6 +18,8 @@ from visrep.encoders import ViT
 QUERIES, NEIGHBOURS = 10, 6
 EXAMPLES = 6
 """images with attention maps"""
+TILE = 112
+"""side of a picture with attention or tokens, in pixels"""
 HEADS = 6
 """attention heads shown at most"""
 SMALLEST_GRID = 4
@@ -33,8 +36,8 @@ def spectrum_section(gallery: Gallery) -> str:
     caution = sample_caution(n, d)
     said = (
         f"{axes_for_90} of {min(n - 1, d)} axes hold 90 % of the variance; participation ratio "
-        f"{participation_ratio(gallery.features):.1f}, RankMe {rankme(gallery.features):.1f} on these {n} images. "
-        f"{caution}"
+        f"{participation_ratio(gallery.features):.1f}, RankMe {rankme(gallery.features):.1f} on these {n} "
+        f"images. {caution}"
     )
     return figure(drawing, kind="chart") + note(said)
 
@@ -51,9 +54,9 @@ def map_section(gallery: Gallery) -> str:
     )
     rest = f" The {len(names) - len(COLOURS)} rarest labels are grey." if len(names) > len(COLOURS) else ""
     said = (
-        f"{len(gallery)} {_kind(gallery)} images of {gallery.name}, coloured by {what}.{rest} Trustworthiness "
-        f"{trust:.2f}: at 1 all neighbours on the map are neighbours in the features. Distances between far "
-        "groups mean nothing."
+        f"{len(gallery)} {_kind(gallery)} images of {gallery.name}, coloured by {what}.{rest} "
+        f"Trustworthiness {trust:.2f}: at 1 all neighbours on the map are neighbours in the features. "
+        "Distances between far groups mean nothing."
     )
     return grid([figure(drawn), figure(tiles)], kind="halves") + note(said)
 
@@ -65,7 +68,7 @@ def neighbour_section(gallery: Gallery) -> str:
         raise Missing("Neighbours need at least two images.")
     neighbours = gallery.neighbours(k)
     strips = [_neighbour_strip(gallery, int(i), neighbours[i]) for i in gallery.examples(QUERIES)]
-    body = f'<div class="strips two">{"".join(strips)}</div>'
+    body = sheet(strips, columns=1 + k)
     if gallery.labels is None:
         return body + note(
             "The images have no labels, so whether neighbours belong together is for you to judge."
@@ -92,7 +95,7 @@ def _neighbour_strip(gallery: Gallery, query: int, neighbours: np.ndarray) -> st
         if gallery.labels is not None:
             style = "same" if gallery.labels[i] == gallery.labels[query] else "other"
         tiles.append(_tile(gallery, int(i), style, similarity))
-    return f'<div class="strip">{"".join(tiles)}</div>'
+    return strip(tiles)
 
 
 def _tile(gallery: Gallery, i: int, style: str, remark: str, *, kind: str = "") -> str:
@@ -110,33 +113,37 @@ def view_section(record: RunRecord) -> str:
 
 def picture_section(record: RunRecord) -> str:
     """What the method itself draws: reconstructions and the like."""
-    sheets = {name: sheet for name, sheet in record.pictures.items() if name != "views"}
-    if not sheets:
-        raise Missing(
-            "This method draws no pictures of its own (masked methods show their reconstructions here)."
-        )
-    return "".join(f"<h3>{escape(name.capitalize())}</h3>{_sheet(sheet)}" for name, sheet in sheets.items())
+    if not record.pictures:
+        raise Missing("No pictures are stored yet; they are written at the end of a run.")
+    drawn = {name: pictures for name, pictures in record.pictures.items() if name != "views"}
+    if not drawn:
+        raise Inapplicable("this method draws no pictures of its own")
+    return "".join(
+        f"<h3>{escape(name.capitalize())}</h3>{_sheet(pictures)}" for name, pictures in drawn.items()
+    )
 
 
-def _sheet(sheet: np.ndarray) -> str:
-    rows = []
-    for pictures in sheet:
-        tiles = (
-            figure(image(data_uri(picture), f"picture {i + 1}"), kind="" if i else "first")
-            for i, picture in enumerate(pictures)
+def _sheet(pictures: UInt8[np.ndarray, "rows columns h w 3"]) -> str:
+    strips = (
+        strip(
+            [
+                figure(image(data_uri(picture), f"picture {i + 1}"), kind="" if i else "first")
+                for i, picture in enumerate(row)
+            ],
+            kind="large",
         )
-        rows.append(f'<div class="strip large">{"".join(tiles)}</div>')
-    return f'<div class="strips two">{"".join(rows)}</div>'
+        for row in pictures
+    )
+    return sheet(list(strips), columns=pictures.shape[1])
 
 
 def attention_section(gallery: Gallery) -> str:
     """Where the last block looks, for a few images: the mean over heads, then single heads."""
     if not isinstance(gallery.encoder.config, ViT):
-        raise Missing("This encoder is convolutional: it has no attention maps.")
+        raise Inapplicable("a convolutional encoder has no attention maps")
     chosen = gallery.examples(EXAMPLES)
     tokens = gallery.tokens(chosen, attention=True)
-    if tokens.attention is None:
-        raise Missing("This encoder returned no attention maps.")
+    assert tokens.attention is not None, "a ViT asked for attention returns it"
     last = tokens.attention[-1].float().numpy()  # b h n n
     patches = tokens.patches.shape[1]
     # From the cls token to the patches where there is one, else what all patches together attend to.
@@ -145,18 +152,18 @@ def attention_section(gallery: Gallery) -> str:
     maps = looks.reshape(*looks.shape[:2], rows, columns)
     strips = []
     for picture, heads in zip(gallery.seen(chosen), maps, strict=True):
-        large = enlarge(picture, 112)
+        large = fit(picture, TILE)
         shown = [large, heat(large, heads.mean(0)), *(heat(large, head) for head in heads[:HEADS])]
         names = ["image", "mean", *(f"head {i + 1}" for i in range(len(heads[:HEADS])))]
-        tiles = (
+        tiles = [
             figure(image(data_uri(tile), name), name, kind="" if i else "first")
             for i, (tile, name) in enumerate(zip(shown, names, strict=True))
-        )
-        strips.append(f'<div class="strip large">{"".join(tiles)}</div>')
+        ]
+        strips.append(strip(tiles, kind="large"))
     source = "the cls token" if tokens.cls is not None else "all patches together"
-    return f'<div class="strips">{"".join(strips)}</div>' + note(
-        f"Attention of {source} in the last of {gallery.encoder.depth} blocks, {rows} x {columns} patches; each "
-        "map has its own scale."
+    return sheet(strips, columns=2 + min(HEADS, maps.shape[1])) + note(
+        f"Attention of {source} in the last of {gallery.encoder.depth} blocks, {rows} x {columns} patches; "
+        "each map has its own scale."
     )
 
 
@@ -166,14 +173,16 @@ def token_section(gallery: Gallery) -> str:
     tokens = gallery.tokens(chosen, attention=False)
     rows, columns = tokens.grid[-2:]
     if min(rows, columns) < SMALLEST_GRID:
-        raise Missing(f"The encoder's last map has {rows} x {columns} cells: too few to see anything.")
+        raise Inapplicable(f"a last map of {rows} x {columns} cells shows nothing")
     colours = token_colours(tokens.patches.float().numpy(), (rows, columns))
-    pairs = (
-        f'<div class="strip large pair">{figure(image(data_uri(enlarge(picture, 112)), "image"))}'
-        f"{figure(image(data_uri(enlarge(colour, 112)), 'tokens'))}</div>"
-        for picture, colour in zip(gallery.seen(chosen), colours, strict=True)
-    )
-    return grid(list(pairs), kind="pairs")
+    pairs = []
+    for picture, colour in zip(gallery.seen(chosen), colours, strict=True):
+        tiles = [
+            figure(image(data_uri(fit(tile, TILE)), name))
+            for name, tile in (("image", picture), ("tokens", colour))
+        ]
+        pairs.append(strip(tiles, kind="pair"))
+    return grid(pairs, kind="pairs")
 
 
 def _kind(gallery: Gallery) -> str:

@@ -1,4 +1,4 @@
-"""The parts of a report that come from records: headline, probes, losses, monitors, configuration."""
+"""The parts of a report that come from records: headline, losses, monitors, configuration."""
 
 from __future__ import annotations
 
@@ -7,27 +7,24 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from visrep.analysis.figures import Line, Mark, curves, intervals
+from visrep.analysis.figures import Line, curves
 from visrep.analysis.gallery import Missing
 from visrep.analysis.health import diagnose
 from visrep.analysis.page import card, figure, folded, grid, note, table
 from visrep.analysis.record import RunRecord
+from visrep.analysis.report_probes import WHO, clearly_better, headlines, judgement, protocol
 
 GUIDE = {
-    "knn": "kNN accuracy, %: images whose nearest neighbours vote for the right label. Up is better.",
+    "knn": "kNN accuracy: % of images whose nearest neighbours vote for the right label.",
     "spread": "Spread of the features: 1 covers the sphere evenly, 0 is one vector for every image.",
     "rankme": "RankMe: how many directions the features use.",
     "uniformity": "Uniformity: 0 when all images share one vector, towards -4 when they spread out.",
     "alignment": "Alignment: distance between two views of one image. Low is good while the spread holds.",
     "teacher_entropy": "Teacher entropy: 1 is undecided, 0 is one prototype each. Staying at an end is bad.",
     "teacher_student_kl": "Student against teacher, nats: near 0 there is nothing left to learn.",
-    "grad_norm": "Gradient norm, before clipping.",
+    "grad_norm": "Gradient norm: before clipping.",
 }
 """What each monitor says"""
-PROTOCOLS = {"knn": "kNN", "linear": "linear probe", "attentive": "attentive probe"}
-WHO = {"trained": "trained", "untrained": "same network, untrained", "pixels": "raw pixels"}
-
-Result = Mapping[str, Any]
 
 
 def header(record: RunRecord) -> str:
@@ -55,21 +52,32 @@ def _status(record: RunRecord) -> str:
 
 def _verdict(record: RunRecord) -> str:
     verdict = diagnose(record.steps, record.epochs)
-    kind = {"healthy": "healthy", "too early": "early"}.get(verdict.state, "sick")
-    facts = {"Evidence": verdict.evidence, "Likely cause": verdict.cause, "What to change": verdict.change}
+    better, others = judgement(record.evaluation.get("results", []))
+    said = [f"clearly better than untrained and raw pixels in {' and '.join(better)}"] if better else []
+    said += [f"not clearly better than untrained or raw pixels in {' and '.join(others)}"] if others else []
+    judged = "; ".join(said)
+    unproven = verdict.state == "healthy" and bool(others) and not better
+    title = "Healthy, but not better than its baselines yet" if unproven else verdict.state.capitalize()
+    kind = "early" if unproven else {"healthy": "healthy", "too early": "early"}.get(verdict.state, "sick")
+    facts = {
+        "Evidence": verdict.evidence,
+        "Likely cause": verdict.cause,
+        "What to change": verdict.change,
+        "Judged": f"{judged[:1].upper()}{judged[1:]}." if judged else "",
+    }
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
-    return f'<div class="verdict {kind}"><b>{escape(verdict.state.capitalize())}</b><dl>{rows}</dl></div>'
+    return f'<div class="verdict {kind}"><b>{escape(title)}</b><dl>{rows}</dl></div>'
 
 
 def _cards(record: RunRecord) -> list[str]:
     cards = []
-    for rows in _headlines(record.evaluation.get("results", [])):
+    for rows in headlines(record.evaluation.get("results", [])):
         trained, baselines = rows["trained"], [rows[who] for who in ("untrained", "pixels") if who in rows]
-        beaten = _clearly_better(trained, baselines)
+        beaten = clearly_better(trained, baselines)
         remark = ", ".join(f"{WHO[row['encoder']]} {row['value']:.1f}" for row in baselines)
         interval = f"95 % interval {trained['ci_low']:.1f} to {trained['ci_high']:.1f}"
         kind = "" if not baselines else "good" if beaten else "bad"
-        label = f"{_protocol(trained)}, held-out images"
+        label = f"{protocol(trained)}, held-out images"
         cards.append(
             card(label, f"{trained['value']:.1f} %", "; ".join(filter(None, (interval, remark))), kind=kind)
         )
@@ -97,72 +105,10 @@ def _cards(record: RunRecord) -> list[str]:
     return cards
 
 
-def _headlines(results: Sequence[Result]) -> list[dict[str, Result]]:
-    """For each protocol, one result an encoder: last layer, first pooling and, for kNN, k closest to 20."""
-    chosen: dict[str, dict[str, Result]] = {}
-    order = sorted(results, key=lambda r: (-r["layer"], abs(r["settings"].get("k", 20) - 20)))
-    for result in order:
-        chosen.setdefault(result["protocol"], {}).setdefault(result["encoder"], result)
-    return [chosen[name] for name in sorted(chosen, key=list(PROTOCOLS).index) if "trained" in chosen[name]]
-
-
-def _clearly_better(trained: Result, baselines: Sequence[Result]) -> bool:
-    return bool(baselines) and all(trained["ci_low"] > baseline["ci_high"] for baseline in baselines)
-
-
-def _protocol(result: Result) -> str:
-    protocol = str(result["protocol"])
-    name = PROTOCOLS.get(protocol, protocol)
-    return f"{name} (k={result['settings']['k']})" if "k" in result["settings"] else name
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def probes(record: RunRecord) -> str:
-    """Every number of the evaluation beside its baselines."""
-    evaluation = record.evaluation
-    if not evaluation or not evaluation["results"]:
-        raise Missing(f"Not judged yet. Run: visrep evaluate {record.path} --data LABELLED_IMAGES")
-    results = evaluation["results"]
-    marks = [
-        Mark(_protocol(row), WHO[who], row["value"], row["ci_low"], row["ci_high"])
-        for rows in _headlines(results)
-        for who, row in rows.items()
-    ]
-    rows, marked = [], []
-    for result in (r for r in results if r["encoder"] == "trained"):
-        untrained = [
-            r for r in results if r["encoder"] == "untrained" and _same(r, result, ("layer", "pooling"))
-        ]
-        pixels = [r for r in results if r["encoder"] == "pixels" and _same(r, result, ())]
-        baselines = [*untrained[:1], *pixels[:1]]
-        gain = result["value"] - max((r["value"] for r in baselines), default=math.nan)
-        rows.append([
-            _protocol(result), str(result["layer"]), result["pooling"], _with_interval([result]),
-            _with_interval(untrained), _with_interval(pixels), f"{gain:+.1f}" if baselines else "-",
-        ])  # fmt: skip
-        marked.append(_clearly_better(result, baselines))
-    head = ("protocol", "layer", "pooling", "trained", "untrained", "raw pixels", "gain")
-    first = results[0]
-    sizes = f"{first['n_train']:,} images to fit, {first['n_test']:,} to judge. {evaluation['split']}"
-    warnings = "".join(note(f"Warning: {text}") for text in evaluation["warnings"])
-    return figure(intervals(marks), kind="chart") + table(head, rows, marked=marked) + note(sizes) + warnings
-
-
-def _same(one: Result, other: Result, keys: Sequence[str]) -> bool:
-    same_k = one["settings"].get("k") == other["settings"].get("k")
-    return same_k and all(one[key] == other[key] for key in ("protocol", "metric", *keys))
-
-
-def _with_interval(results: Sequence[Result]) -> str:
-    if not results:
-        return "-"
-    value = results[0]
-    return f"{value['value']:.1f}  [{value['ci_low']:.1f}, {value['ci_high']:.1f}]"
 
 
 def losses(record: RunRecord) -> str:
@@ -176,14 +122,14 @@ def losses(record: RunRecord) -> str:
         lines = [
             Line(epochs, [step["terms"].get(name, math.nan) for step in record.steps], name) for name in terms
         ]
-        panels.append(_panel("Terms of the loss, weighted", lines))
+        panels.append(_panel("Terms of the loss: weighted.", lines))
     constant = []
     for name in record.steps[-1]["schedules"]:
         values = [step["schedules"].get(name, math.nan) for step in record.steps]
         if min(values) == max(values):
             constant.append(f"{name} = {values[0]:.4g}")
         else:
-            panels.append(_panel(f"Schedule: {name}", [Line(epochs, values, name)]))
+            panels.append(_panel(f"{name}: schedule.", [Line(epochs, values, name)]))
     speed = [step["images_per_second"] for step in record.steps]
     panels.append(_panel("Images a second", [Line(epochs, speed, "images/s")]))
     return grid(panels, kind="panels") + (note(f"Constant: {', '.join(constant)}.") if constant else "")
@@ -210,7 +156,10 @@ def monitors(record: RunRecord) -> str:
     for name in sorted(logged):
         known = [(step["epoch"], step["monitor"][name]) for step in record.steps if name in step["monitor"]]
         panels.append(
-            _panel(GUIDE.get(name, name), [Line([x for x, _ in known], [y for _, y in known], name)])
+            _panel(
+                GUIDE.get(name, f"{name}: as the method logs it."),
+                [Line([x for x, _ in known], [y for _, y in known], name)],
+            )
         )
     if not panels:
         raise Missing("Nothing has been measured yet; the first monitored epoch is not over.")
@@ -218,7 +167,8 @@ def monitors(record: RunRecord) -> str:
 
 
 def _panel(caption: str, lines: Sequence[Line], limit: float = math.nan, label: str = "") -> str:
-    return figure(curves(lines, x_label="epoch", limit=limit, limit_label=label), caption)
+    title, _, remark = caption.partition(": ")
+    return figure(curves(lines, x_label="epoch", limit=limit, limit_label=label), title, remark)
 
 
 def configuration(record: RunRecord) -> str:

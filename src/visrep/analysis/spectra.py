@@ -1,8 +1,8 @@
-"""Label-free measures of a representation: how many directions it uses, how evenly, and how far apart things lie.
+"""Label-free measures of a representation: how many directions it uses, how evenly, how far apart things lie.
 
-Every function takes features "n d", one row an image, computes in float64 and returns a plain number. None of them
-says that a representation is good: `rankme` was proposed to choose between runs of *one* method and does not rank
-methods, and all of them depend on n. Compare numbers only at equal n, d, data and layer.
+Every function takes features "n d", one row an image, computes in float64 and returns a plain number. None of
+them says that a representation is good: `rankme` was proposed to choose between runs of *one* method and does
+not rank methods, and all of them depend on n. Compare numbers only at equal n, d, data and layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def spectrum(z: Float[Tensor, "n d"]) -> Float[Tensor, " r"]:
 
 
 def rankme(z: Float[Tensor, "n d"], eps: float = 1e-7) -> float:
-    """RankMe (arXiv:2210.02885, eq. 1): exp of the entropy of the singular values of z, between 1 and min(n, d).
+    """RankMe (arXiv:2210.02885, eq. 1): exp of the entropy of the singular values, 1 to min(n, d).
 
     As in the paper z is not centred, and eps is added after normalising: a constant offset of all features
     lowers the value, which is how a collapse to one point shows. It grows with n until n is well above d
@@ -78,8 +78,8 @@ def alignment(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> float:
 def uniformity(z: Float[Tensor, "n d"], t: float = 2.0, chunk: int = 2048) -> float:
     """log mean exp(-t |x - y|²) over all pairs of different rows, on the unit sphere (arXiv:2005.10242).
 
-    0 for a constant encoder; -2t (-4) at best for many dimensions. An estimate over pairs, so it hardly depends
-    on n. Raises ValueError for fewer than two rows or values that are not finite.
+    0 for a constant encoder; -2t (-4) at best for many dimensions. An estimate over pairs, so it hardly
+    depends on n. Raises ValueError for fewer than two rows or values that are not finite.
     """
     z = F.normalize(_checked(z), dim=-1)
     n = len(z)
@@ -96,11 +96,11 @@ def sample_caution(n: int, d: int) -> str:
     """
     if n <= d:
         return (
-            f"{n} images span at most {n} of {d} dimensions: RankMe and participation ratio are capped by the "
-            f"number of images. Use more than {d} images, better {4 * d}."
+            f"{n} images span at most {n} of {d} dimensions: RankMe and participation ratio are capped by "
+            f"the number of images. Use more than {d} images, better {4 * d}."
         )
     if n < 4 * d:
-        return f"{n} images for {d} dimensions: RankMe still grows with the number of images. Use {4 * d} or more."
+        return f"{n} images for {d} dimensions: RankMe still grows with their number. Use {4 * d} or more."
     return ""
 
 

@@ -21,6 +21,14 @@ from visrep.data.surfaces import BACKDROPS, PATTERNS, WAVES, Backdrop, Colour, f
 _SHAPES, _PATTERNS, _BACKDROPS = tuple(SHAPES), tuple(PATTERNS), tuple(BACKDROPS)
 _STREAMS = {"train": 0, "test": 1}
 
+# The three numbers below set how hard the shape is to find among everything else that varies.
+_OTHERS = (0.5, 0.33, 0.17)
+"""chances of no, one and two smaller objects"""
+_TILT = 0.26
+"""largest rotation in radians, 15 degrees: things stand upright, as they mostly do in photographs"""
+_CONTRAST = 0.22
+"""largest difference between a background's colours, in each channel"""
+
 
 class Playground(Source):
     """A `Source` of drawn scenes; image i depends on (seed, split, i) only, so a smaller n is a prefix.
@@ -67,13 +75,13 @@ class Playground(Source):
         rng = np.random.default_rng([self.seed, _STREAMS[self.split], index])
         backdrop = _draw_backdrop(rng)
         light = rng.uniform(-math.pi, 0.0)  # from above
-        size = rng.uniform(0.45, 0.75)
+        size = rng.uniform(0.42, 0.72)
         slack = 0.5 - 0.47 * size
         place = rng.uniform(0.5 - slack, 0.5 + slack), rng.uniform(0.5 - slack, 0.5 + slack)
         main = _draw_thing(rng, _SHAPES[self._labels[index]], size, place, backdrop)
         others: list[Thing] = []
-        for _ in range(int(rng.integers(3))):
-            size = rng.uniform(0.14, 0.3)
+        for _ in range(int(rng.choice(3, p=_OTHERS))):
+            size = rng.uniform(0.13, 0.24)
             free = _free_place(rng, size, [main, *others])
             if free is not None:
                 others.append(_draw_thing(rng, _pick(rng, _SHAPES), size, free, backdrop))
@@ -85,17 +93,24 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
 
 
 def _draw_backdrop(rng: np.random.Generator) -> Backdrop:
-    kind = _pick(rng, _BACKDROPS)
-    palette = (_dull(rng), _dull(rng), _dull(rng))
+    """Any colour, but of moderate contrast within itself, so that objects stand out."""
+    base = rgb(rng.random(), rng.uniform(0.1, 0.7), rng.uniform(0.15, 0.9))
     waves = rng.standard_normal((3, WAVES, WAVES), dtype=np.float32)
     waves *= falling(rng.uniform(1.1, 1.9))
     spots = rng.random((24, 5), dtype=np.float32)
     spots[:, 2:4] = 0.03 + 0.1 * spots[:, 2:4]
-    return Backdrop(kind, palette, rng.uniform(0.0, math.tau), waves, spots)
+    return Backdrop(
+        kind=_pick(rng, _BACKDROPS),
+        palette=(base, _near(rng, base), _near(rng, base)),
+        angle=rng.uniform(0.0, math.tau),
+        waves=waves,
+        spots=spots,
+    )
 
 
-def _dull(rng: np.random.Generator) -> Colour:
-    return rgb(rng.random(), rng.uniform(0.1, 0.7), rng.uniform(0.15, 0.9))
+def _near(rng: np.random.Generator, colour: Colour) -> Colour:
+    red, green, blue = np.clip(np.add(colour, rng.uniform(-_CONTRAST, _CONTRAST, 3)), 0.0, 1.0).tolist()
+    return red, green, blue
 
 
 def _draw_thing(
@@ -107,11 +122,12 @@ def _draw_thing(
         texture=_pick(rng, _PATTERNS),
         hue=hue,
         colour=colour,
-        accent=_accent(rng, hue, colour),
+        accent=_accent(rng, colour),
         x=place[0],
         y=place[1],
         size=size,
-        rotation=rng.uniform(0, math.tau),
+        mirrored=bool(rng.random() < 0.5),
+        rotation=rng.uniform(-_TILT, _TILT),
         stretch=math.exp(rng.uniform(-0.18, 0.18)),
         grain=rng.uniform(3.0, 6.0),
         weave=rng.uniform(0.0, math.pi),
@@ -120,17 +136,21 @@ def _draw_thing(
 
 
 def _stand_out(rng: np.random.Generator, backdrop: Backdrop) -> tuple[float, Colour]:
-    """A colour unlike the background's: the most different of four."""
+    """A hue and colour unlike the background's: the most different of four."""
     drawn = [(rng.random(), rng.uniform(0.5, 1.0), rng.uniform(0.55, 1.0)) for _ in range(4)]
     colours = [(hue, rgb(hue, saturation, value)) for hue, saturation, value in drawn]
     return max(colours, key=lambda c: min(math.dist(c[1], other) for other in backdrop.palette))
 
 
-def _accent(rng: np.random.Generator, hue: float, colour: Colour) -> Colour:
-    """A lighter or a darker variant of the colour, with its hue a little turned."""
-    turned = (hue + rng.uniform(-0.1, 0.1)) % 1.0
-    light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.45
-    return rgb(turned, rng.uniform(0.1, 0.5), 0.95) if light else rgb(turned, 0.8, rng.uniform(0.15, 0.4))
+def _accent(rng: np.random.Generator, colour: Colour) -> Colour:
+    """The same colour in the shade or whitened."""
+    if rng.random() < 0.5:
+        white, keep = 0.0, rng.uniform(0.5, 0.72)
+    else:
+        white = rng.uniform(0.35, 0.6)
+        keep = 1 - white
+    red, green, blue = (keep * level + white for level in colour)
+    return red, green, blue
 
 
 def _free_place(rng: np.random.Generator, size: float, taken: list[Thing]) -> tuple[float, float] | None:

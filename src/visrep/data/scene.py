@@ -34,10 +34,12 @@ class Thing:
     y: float
     size: float
     """diameter of the circle around it"""
+    mirrored: bool
+    """left for right, before rotation"""
     rotation: float
     """in radians, clockwise"""
     stretch: float
-    """width over height before rotation"""
+    """width over height, before rotation"""
     grain: float
     """cycles of the texture over the object"""
     weave: float
@@ -51,7 +53,7 @@ class Thing:
 
     @property
     def size_name(self) -> str:
-        sizes = ((0.2, "tiny"), (0.35, "small"), (0.55, "medium-sized"))
+        sizes = ((0.18, "tiny"), (0.35, "small"), (0.6, "medium-sized"))
         return next((name for upper, name in sizes if self.size < upper), "large")
 
     @property
@@ -136,6 +138,7 @@ def factors(plan: Plan) -> dict[str, str | float | int]:
         "size": thing.size,
         "x": thing.x,
         "y": thing.y,
+        "mirrored": int(thing.mirrored),
         "rotation": thing.rotation,
         "stretch": thing.stretch,
         "grain": thing.grain,
@@ -178,7 +181,7 @@ def _paint(
     wide = thing.stretch**0.5
     x = (cos / wide) * dx[None, :] + (sin / wide) * dy[:, None]
     y = (-sin * wide) * dx[None, :] + (cos * wide) * dy[:, None]
-    distance = SHAPES[thing.shape](x, y)
+    distance = SHAPES[thing.shape](-x if thing.mirrored else x, y)
     cover = np.clip(0.5 - distance * radius, 0.0, 1.0)
 
     below = picture[:, top:bottom, left:right]

@@ -64,8 +64,9 @@ def cross(x: Map, y: Map) -> Map:
 
 
 def crescent(x: Map, y: Map) -> Map:
-    x = x - 0.25
-    return np.maximum(_radius(x, y) - 0.95, 0.74 - _radius(x - 0.45, y))
+    """Opens to the right."""
+    x = x - 0.2
+    return np.maximum(_radius(x, y) - 0.92, 0.72 - _radius(x - 0.43, y))
 
 
 def heart(x: Map, y: Map) -> Map:

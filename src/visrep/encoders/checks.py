@@ -20,6 +20,14 @@ def check_images(images: Tensor, channels: int) -> None:
         )
 
 
+def check_keep(keep: Tensor, n_images: int) -> None:
+    """Raises ValueError unless ``keep`` is "b m" with a row an image; gathering would just drop images."""
+    if keep.ndim != 2 or len(keep) != n_images:
+        raise ValueError(
+            f"keep has shape {tuple(keep.shape)}; {n_images} images need ({n_images}, patches to keep)."
+        )
+
+
 def check_layers(layers: tuple[int, ...], depth: int) -> None:
     """Raises ValueError unless every layer is in 1..depth."""
     for layer in layers:

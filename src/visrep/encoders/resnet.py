@@ -39,8 +39,12 @@ class ResNet:
 
 
 def convolution(n_in: int, n_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the size (up to its stride), initialised as in torchvision."""
+    """A convolution without bias that pads to keep the size, initialised as in torchvision."""
     layer = nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel // 2, bias=False)
+    if kernel == 1:
+        # The gradient of a 1x1 weight has channels-last strides. The memory is the same, but distributed
+        # training compares strides and would warn.
+        layer.weight = nn.Parameter(torch.empty_like(layer.weight, memory_format=torch.channels_last))
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 

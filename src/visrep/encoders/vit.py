@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from visrep.encoders.checks import check_choice, check_images, check_layers
+from visrep.encoders.checks import check_choice, check_images, check_keep, check_layers
 from visrep.method import Encoder, Preprocessing, Tokens
 from visrep.nn.positions import Rotary, resample, rotary_2d, sincos_2d
 from visrep.nn.transformer import Block, MlpKind
@@ -159,6 +159,8 @@ class VisionTransformer(Encoder):
         """
         check_images(images, self.config.channels)
         check_layers(layers, self.depth)
+        if keep is not None:
+            check_keep(keep, len(images))
         grid = patch_grid(images.shape[2], images.shape[3], self.config.patch)
         x = self._embed(images, grid, keep, mask)
         rotary = self._rotary(grid, keep, x.device) if self.config.position == "rope" else None
@@ -179,8 +181,6 @@ class VisionTransformer(Encoder):
         self, images: Tensor, grid: tuple[int, int], keep: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         """All tokens before the first block, "b n d": cls, registers, patches."""
-        if keep is not None and len(keep) != len(images):
-            raise ValueError(f"keep has {len(keep)} rows for {len(images)} images. Give one row an image.")
         x = self.patch_embed(images, keep)
         if mask is not None:
             if self.mask_token is None:

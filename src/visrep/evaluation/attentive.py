@@ -1,13 +1,13 @@
-"""Attentive probe of AIM (arXiv:2401.08541): one learned query pools the frozen patch tokens, a linear layer classifies.
+"""Attentive probe of AIM (arXiv:2401.08541): a learned query pools patch tokens, a linear layer classifies.
 
     x <- BatchNorm without affine (tokens)     a_h = softmax over tokens of q_h . (K_h x) / sqrt(e)
     y = W concat_h (V_h sum over tokens of a_h x)
 
-As there, neither the query nor the output is projected, K, V and W have no bias, and the query starts at N(0, 0.02).
-Reads what the mean hides: the usual protocol for masked and predictive methods.
+As there, neither the query nor the output is projected, K, V and W have no bias, and the query starts at N(0,
+0.02). Reads what the mean hides: the usual protocol for masked and predictive methods.
 
-*Deviations*: trained by AdamW for 20 epochs with a cosine, the learning rate chosen of three on a held-out part of the
-training images; heads = the largest divisor of the width up to 12.
+*Deviations*: trained by AdamW for 20 epochs with a cosine, the learning rate chosen of three on a held-out
+part of the training images; heads = the largest divisor of the width up to 12.
 """
 
 from __future__ import annotations

@@ -31,13 +31,14 @@ def embed(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Path:
-    """Write a row an image: ``path`` (its name in the source), ``vector`` (float32) and, with labels, ``label``.
+    """Write a row an image: ``path`` (name in the source), ``vector`` (float32) and, with labels, ``label``.
 
-    Images are decoded, encoded and written batch by batch, in order; ``out`` appears when it is whole. Unreadable
-    images are left out and listed with reasons in ``<out without suffix>.unreadable.txt``. ``layer`` of 0 is the last.
+    Images are decoded, encoded and written batch by batch, in order; ``out`` appears when it is whole.
+    Unreadable images are left out and listed with reasons in ``<out without suffix>.unreadable.txt``.
+    ``layer`` of 0 is the last.
     Returns ``out``.
-    Raises ValueError for another suffix, a layer or pooling that the encoder does not have, features that are not
-    finite, or when no image can be read; ImportError for Parquet without its extra.
+    Raises ValueError for another suffix, a layer or pooling that the encoder does not have, features that are
+    not finite, or when no image can be read; ImportError for Parquet without its extra.
     """
     out = Path(out)
     if out.suffix not in WRITERS:
@@ -88,7 +89,7 @@ def _vectors(part: Features, layer: int) -> np.ndarray:
     if bad := count_bad(part):
         raise ValueError(
             f"{bad} of {len(part)} images of one batch have NaN or infinite features: training diverged. "
-            "Use the encoder of an earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
+            "Use an earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
         )
     return next(vectors for (of, _), vectors in part.vectors.items() if of == layer).numpy()
 

@@ -58,18 +58,18 @@ def evaluate(
 ) -> Evaluation:
     """Judge a frozen encoder on labelled images; no setting is chosen on the test images.
 
-    Without ``test`` a stratified fifth of ``train`` is held out. ``limit`` and ``test_limit`` keep so many images,
-    the first of every class. The last layer is always judged, ``layers`` adds others. ``baselines`` adds the
-    untrained twin (see `untrained_twin`) in every protocol and raw pixels (32 x 32, normalised) in those that read one
-    vector an image. ``seed`` draws splits, twin, probes and resamples.
+    Without ``test`` a stratified fifth of ``train`` is held out. ``limit`` and ``test_limit`` keep so many
+    images, the first of every class. The last layer is always judged, ``layers`` adds others. ``baselines``
+    adds the untrained twin (see `untrained_twin`) in every protocol and raw pixels (32 x 32, normalised) in
+    those that read one vector an image. ``seed`` draws splits, twin, probes and resamples.
     Raises ValueError for an unknown protocol, labels that cannot be used, or features that are not finite.
     """
     check_protocols(protocols)
     device = torch.device(device)
-    train, test, how = _split(train, test, limit, test_limit, seed)
+    origin = f"{train.name}: a fifth of each class, seed {seed}" if test is None else test.name
+    train, test = _split(train, test, limit, test_limit, seed)
     size = canvas_size(train, encoder.preprocessing.size)
     sides = [CanvasSet(source, size, progress=progress) for source in (train, test)]
-    everything = [np.arange(len(source)) for source in (train, test)]
     results: list[Result] = []
     cautions: dict[str, list[str]] = {}
 
@@ -85,14 +85,14 @@ def evaluate(
             extract(
                 network,
                 canvases,
-                indices,
+                np.arange(len(canvases)),
                 layers=layers,
                 poolings=poolings,
                 tokens=tokens,
                 device=device,
                 progress=progress,
             )
-            for canvases, indices in zip(sides, everything, strict=True)
+            for canvases in sides
         ]
 
     trained = features_of(encoder)
@@ -101,15 +101,10 @@ def evaluate(
         check_classes(train, trained[0].labels.numpy())
     add("trained", trained)
     if baselines:
-        add(
-            "untrained",
-            features_of(untrained_twin(encoder, sides[0], everything[0], seed=seed, device=device)),
-        )
+        twin = untrained_twin(encoder, sides[0], np.arange(len(train)), seed=seed, device=device)
+        add("untrained", features_of(twin))
     if baselines and any(name in ON_VECTORS for name in protocols):
-        pixels = [
-            pixel_features(canvases, indices) for canvases, indices in zip(sides, everything, strict=True)
-        ]
-        add("pixels", pixels)
+        add("pixels", [pixel_features(canvases, np.arange(len(canvases))) for canvases in sides])
 
     warnings = [f"{caution} ({', '.join(names)})" for caution, names in cautions.items()]
     warnings += _unreadable(sides)
@@ -117,30 +112,27 @@ def evaluate(
         warnings.append(
             f"only {counts[1]} test images: intervals are wide. Use {FEW} or more to see small differences."
         )
-    split = how.format(train=counts[0], test=counts[1])
+    split = f"fitted on {counts[0]} images of {train.name}, judged on {counts[1]} of {origin}"
     return Evaluation(results, split, fingerprint(encoder, train, test, results, seed=seed), warnings)
 
 
 def _split(
     train: Source, test: Source | None, limit: int, test_limit: int, seed: int
-) -> tuple[Source, Source, str]:
-    """Images to fit on and images to judge, with usable labels, and a sentence with places for their numbers."""
+) -> tuple[Source, Source]:
+    """Images to fit on and images to judge, with usable labels in one numbering."""
     labels = labels_of(train)
     check_classes(train, labels)
     if test is None:
-        name = train.name
         fitted, judged = stratified_split(labels, TEST_SHARE, seed)
         train, test = Subset(train, fitted), Subset(train, judged)
-        how = f"fitted on {{train}}, judged on {{test}} images of {name}: a fifth of each class, drawn with seed {seed}"
     else:
         test = numbered_as(train, test)
-        how = f"fitted on {{train}} images of {train.name}, judged on {{test}} of {test.name}"
     train, test = (
         Subset(source, first_of_each_class(labels_of(source), n))
         for source, n in ((train, limit), (test, test_limit))
     )
     check_classes(train, labels_of(train))
-    return train, test, how
+    return train, test
 
 
 def _unreadable(sides: list[CanvasSet]) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -52,11 +52,11 @@ def extract(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Features:
-    """Features of these images as the encoder wants them: central square, resized, normalised, in evaluation mode.
+    """Features of the central square of each image, resized and normalised, in evaluation mode.
 
     The last layer is always included, ``layers`` (1 is the first) adds others, each with every one of
-    ``poolings``. Unreadable images are left out: ``index`` says which remain. The encoder is moved to ``device``
-    and gets its training mode back. Values may be NaN if training diverged: `count_bad` tells.
+    ``poolings``. Unreadable images are left out: ``index`` says which remain. The encoder is moved to
+    ``device`` and gets its training mode back. Values may be NaN if training diverged: `count_bad` tells.
     Raises ValueError for a layer or pooling that the encoder does not have, or when no image can be read.
     """
     parts = stream(
@@ -104,25 +104,21 @@ def stream(
         raise ValueError(f"layer {wrong[0]} was asked for; this encoder has layers 1 to {encoder.depth}.")
     others = tuple(sorted(set(layers) - {encoder.depth}))
 
-    @torch.no_grad()  # not inference mode: probes train on these tensors
-    def encode(pixels: Tensor) -> tuple[dict[tuple[int, str], Tensor], Tensor | None]:
-        out: Tokens = encoder(pixels, layers=others)
-        vectors = {
-            (layer, _resolve(how, part)): part.pool(how).float().cpu()  # pyright: ignore[reportArgumentType] - checked above
-            for layer, part in ((encoder.depth, out), *zip(others, out.layers, strict=True))
-            for how in poolings
-        }
-        return vectors, out.patches.half().cpu() if tokens else None
-
     encoder.to(device)
     with evaluation_mode(encoder):
         for pixels, labels, index in centred(canvases, indices, encoder.preprocessing, batch, device):
-            vectors, patches = encode(pixels)
-            yield Features(vectors, labels, index, patches)
+            with torch.no_grad():  # not inference mode: probes train on these tensors
+                out = encoder(pixels, layers=others)
+            vectors = {
+                (layer, _named(how, part)): part.pool(cast(Pooling, how)).float().cpu()
+                for layer, part in ((encoder.depth, out), *zip(others, out.layers, strict=True))
+                for how in poolings
+            }
+            yield Features(vectors, labels, index, out.patches.half().cpu() if tokens else None)
 
 
 def pixel_features(canvases: CanvasSet, indices: Int64[np.ndarray, " n"], size: int = 32) -> Features:
-    """The images themselves as vectors "n 3*size*size": whole central square, resized, normalised as for encoders."""
+    """The images as vectors "n 3*size*size": whole central square, resized, normalised as for encoders."""
     preprocessing = Preprocessing(size=size, ratio=1.0)
     parts = [
         Features({PIXELS: pixels.flatten(1)}, labels, index)
@@ -158,7 +154,7 @@ def centred(
     batch: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Pixels "b 3 h w" on ``device`` as an encoder wants them, labels and index on the CPU; no unreadable images."""
+    """Pixels "b 3 h w" on ``device`` as encoders want them, labels, index; without unreadable images."""
     batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
     workers = default_workers() if len(batches) > 1 else 0  # for one batch, starting processes costs more
     for asked, found in zip(batches, canvases.stream(batches, rows=batch, workers=workers), strict=True):
@@ -171,7 +167,7 @@ def centred(
         yield center(kept.to(torch.device(device)), preprocessing), labels, kept.index
 
 
-def _resolve(how: str, tokens: Tokens) -> str:
+def _named(how: str, tokens: Tokens) -> str:
     if how != "auto":
         return how
     return "mean" if tokens.cls is None else "cls"

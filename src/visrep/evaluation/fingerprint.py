@@ -38,7 +38,7 @@ def fingerprint(
 
 def _of_source(source: Source) -> dict[str, Any]:
     labels = np.zeros(0, dtype=np.int64) if source.labels is None else source.labels
-    keys = (source.key(index).encode() + b"\0" for index in range(len(source)))
+    keys = (source.key(index).encode(errors="surrogateescape") + b"\0" for index in range(len(source)))
     return {
         "name": source.name,
         "images": len(source),

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification as in DINO (arXiv:2104.14294, ``eval_knn``): exact, nothing to tune.
+"""Weighted k-nearest-neighbour classification as in DINO (arXiv:2104.14294): exact, with nothing to tune.
 
     score of class c for x = sum over the k nearest training images i of class c of exp(cos(x, x_i) / tau)
 

@@ -12,19 +12,19 @@ def labels_of(source: Source) -> Int64[np.ndarray, " n"]:
     """The labels of a source. Raises ValueError when it has none, or marks images as unlabelled."""
     if source.labels is None:
         raise ValueError(
-            f"{source.name} has no labels, and protocols need them. Use a folder with one sub-folder a class, a Parquet "
-            "file with a 'label' column, an .npz with 'labels', or (image, label) pairs."
+            f"{source.name} has no labels, and protocols need them. Use a folder with one sub-folder "
+            "a class, a Parquet file with a 'label' column, an .npz with 'labels', or (image, label) pairs."
         )
     if unlabelled := int((source.labels < 0).sum()):
         raise ValueError(
-            f"{unlabelled} of {len(source.labels)} labels of {source.name} are negative, which marks unlabelled images. "
-            "Use a labelled part of the data, such as its validation split."
+            f"{unlabelled} of {len(source.labels)} labels of {source.name} are negative, which marks "
+            "unlabelled images. Use a labelled part of the data, such as its validation split."
         )
     return source.labels
 
 
 def numbered_as(train: Source, test: Source) -> Source:
-    """``test`` with labels in the numbering of ``train``: the same names are numbered otherwise when some are missing.
+    """``test`` with labels in the numbering of ``train``: where some classes are missing, numbers differ.
 
     Raises ValueError when a class of ``test`` is not in ``train``.
     """
@@ -38,23 +38,25 @@ def numbered_as(train: Source, test: Source) -> Source:
         labels = np.array([number[test.classes[label]] for label in labels], dtype=np.int64)
         test = Subset(test, np.arange(len(test)))
         test.labels, test.classes = labels, train.classes
-    if missing := [class_name(train, label) for label in np.setdiff1d(labels, known)]:
+    if missing := [class_name(train, label) for label in np.setdiff1d(labels, known).tolist()]:
         raise ValueError(_missing(train, test, missing))
     return test
 
 
 def check_classes(source: Source, labels: Int64[np.ndarray, " n"]) -> None:
-    """Raises ValueError for a single class, or for a class with a single image (of which none could be held out)."""
+    """Raises ValueError for a single class, or for a class of one image, of which none could be held out."""
     present, counts = np.unique(labels, return_counts=True)
     if len(present) < 2:
         raise ValueError(
-            f"all {len(labels)} labelled images of {source.name} are of one class, {class_name(source, present[0])}. "
-            "Probes need at least 2: check the folder given, or a limit that cuts a sorted list short."
+            f"all {len(labels)} labelled images of {source.name} are of one class, "
+            f"{class_name(source, int(present[0]))}. Probes need at least 2: check the folder given, or a "
+            "limit that cuts a sorted list short."
         )
-    if single := [class_name(source, label) for label in present[counts < 2]]:
+    if single := [class_name(source, label) for label in present[counts < 2].tolist()]:
+        have = "has" if len(single) == 1 else "have"
         raise ValueError(
-            f"{_list(single)} of {source.name} {'has' if len(single) == 1 else 'have'} 1 image to fit on; every class needs at "
-            "least 2, to fit on one and choose settings on another. Add images or leave the class out."
+            f"{_list(single)} of {source.name} {have} 1 image to fit on; every class needs at least 2, to "
+            "fit on one and choose settings on another. Add images or leave the class out."
         )
 
 
@@ -64,9 +66,10 @@ def class_name(source: Source, label: int) -> str:
 
 
 def first_of_each_class(labels: Int64[np.ndarray, " n"], limit: int) -> Int64[np.ndarray, " k"]:
-    """Positions of ``limit`` images, in order: the first of every class, each class with its share of the whole.
+    """Positions of ``limit`` images, in order: the first of every class, each class in its proportion.
 
-    A sorted folder cut at its first images would be left with one class. 0, or more than there are, keeps all.
+    A sorted folder cut at its first images would be left with one class. 0, or more than there are, keeps
+    all.
     """
     if not 0 < limit < len(labels):
         return np.arange(len(labels))
@@ -78,9 +81,10 @@ def first_of_each_class(labels: Int64[np.ndarray, " n"], limit: int) -> Int64[np
 
 
 def _missing(train: Source, test: Source, missing: list[str]) -> str:
+    have = "has" if len(missing) == 1 else "have"
     return (
-        f"{_list(missing)} of the test images ({test.name}) {'has' if len(missing) == 1 else 'have'} no training image "
-        f"in {train.name}. Give training images of every class, or leave the class out of the test images."
+        f"{_list(missing)} of the test images ({test.name}) {have} no training image in {train.name}. "
+        "Give training images of every class, or leave the class out of the test images."
     )
 
 

@@ -2,9 +2,9 @@
 
     minimise over W, b   mean cross-entropy(x W + b, y) + |W|² / (2 C n)
 
-which is scikit-learn's objective (the intercept is free). Features are standardised by the statistics of the training
-images. C is chosen on a held-out part of the *training* images (as in DINOv2's logistic regression), then all of
-them are used. A convex problem with one answer: no learning rate, no epochs, no seed in the fit.
+which is scikit-learn's objective (the intercept is free). Features are standardised by the statistics of the
+training images. C is chosen on a held-out part of the *training* images (as in DINOv2's logistic regression),
+then all of them are used. A convex problem with one answer: no learning rate, no epochs, no seed in the fit.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def standardise(
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
     """Both, with the mean and standard deviation of the first. Constant dimensions become 0."""
     mean, std = train.mean(0), train.std(0, correction=0)
-    # rounding leaves a constant column a std of about 1e-7 of its value: dividing by that would make noise of it
+    # rounding leaves a constant column a std of 1e-7 of its value: dividing by that would make noise of it
     varies = std > 1e-6 * mean.abs().clamp_min(torch.finfo(std.dtype).tiny)
     scale = torch.where(varies, 1 / std, 0)
     return (train - mean) * scale, (test - mean) * scale
@@ -108,8 +108,9 @@ def fit(
     """Logistic regression for one C, in the precision of ``x``.
 
     L-BFGS runs in coordinates V = L'W, where LL' is the curvature of the objective at uniform probabilities,
-    x'x / (n k) + 1 / (C n): on correlated features this takes a quarter of the iterations. ``start`` is a solution
-    nearby and ``gram`` is x'x / n when already known; both save time only. ``tolerance`` is for the gradient.
+    x'x / (n k) + 1 / (C n): on correlated features this takes a quarter of the iterations. ``start`` is a
+    solution nearby and ``gram`` is x'x / n when already known; both save time only. ``tolerance`` is for the
+    gradient.
     """
     n, d = x.shape
     decay = 1 / (c * n)
@@ -174,7 +175,7 @@ def _choose(
 
 def _caution(c: float, cs: tuple[float, ...], converged: bool) -> str:
     if not converged:
-        return f"linear: {MAX_ITERATIONS} iterations did not reach the optimum for C={c:g}; the value may be off."
+        return f"linear: no optimum within {MAX_ITERATIONS} iterations for C={c:g}; the value may be off."
     if c > max(cs):
         return (
             f"linear: the best C is the largest that was tried, {c:g}; less regularisation might do better."

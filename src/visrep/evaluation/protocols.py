@@ -82,6 +82,6 @@ def _check_finite(encoder: Judged, train: Features, test: Features) -> None:
     bad, n = count_bad(train) + count_bad(test), len(train) + len(test)
     if bad:
         raise ValueError(
-            f"the {encoder} encoder gives NaN or infinite features for {bad} of {n} images: its training diverged. "
-            "Judge an earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
+            f"the {encoder} encoder gives NaN or infinite features for {bad} of {n} images: its training "
+            "diverged. Judge an earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
         )

@@ -15,7 +15,7 @@ Setting = str | int | float | bool
 
 @dataclass(frozen=True)
 class Prediction:
-    """A protocol's answers for the test images. Protocols never see test labels, so nothing is tuned on them."""
+    """A protocol's answers for the test images. It never sees test labels, so nothing is tuned on them."""
 
     protocol: str
     predicted: Tensor

@@ -27,9 +27,10 @@ def untrained_twin(
 ) -> Encoder:
     """The same architecture with fresh weights of this seed and the same preprocessing, in evaluation mode.
 
-    A fresh BatchNorm assumes inputs of mean 0 and variance 1, which makes a random network worse than it is. Its
-    statistics are therefore estimated on up to 512 of these (training) images, evenly spaced, layer by layer in one
-    pass over batches of 128, each batch counting equally. Torch's global random state is left as it was.
+    A fresh BatchNorm assumes inputs of mean 0 and variance 1, which makes a random network worse than it is.
+    Its statistics are therefore estimated on up to 512 of these (training) images, evenly spaced, layer by
+    layer in one pass over batches of 128, each batch counting equally. Torch's global random state is left as
+    it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

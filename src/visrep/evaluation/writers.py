@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int64
 
 
 class Writer(ABC):
-    """A table with columns ``path``, ``vector`` and, when there are labels, ``label``. Written whole by `close`."""
+    """A table with columns ``path``, ``vector`` and, when there are labels, ``label``."""
 
     def __init__(self, path: Path, width: int, labelled: bool) -> None:
         self.path, self.width, self.labelled = path, width, labelled
@@ -39,7 +39,7 @@ class ParquetWriter(Writer):
             import pyarrow.parquet
         except ImportError as error:
             raise ImportError(
-                'writing Parquet needs pyarrow: pip install "visrep[data]". Or write to a name ending in .npz or .csv.'
+                'writing Parquet needs pyarrow: pip install "visrep[data]". Or write .npz or .csv.'
             ) from error
         columns = [("path", pyarrow.string()), ("vector", pyarrow.list_(pyarrow.float32(), width))]
         if labelled:
@@ -86,7 +86,7 @@ class ArraysWriter(Writer):
 
 @final
 class CsvWriter(Writer):
-    """Columns ``path``, ``label`` and one a dimension: ``v0``, ``v1``, ... with 9 digits, which is float32 exactly."""
+    """Columns ``path``, ``label`` and one a dimension, ``v0``, ``v1``, ...; 9 digits hold a float32."""
 
     def __init__(self, path: Path, width: int, labelled: bool) -> None:
         super().__init__(path, width, labelled)

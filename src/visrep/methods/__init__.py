@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import get_origin
 
 from visrep.config import Run
 from visrep.method import Method
@@ -63,7 +64,9 @@ def method_class(module: ModuleType) -> type[Method]:
         if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise ValueError(f"{module.__file__} defines {len(found)} subclasses of Method; it must define exactly one.")
+        raise ValueError(
+            f"{module.__file__} defines {len(found)} subclasses of Method; it must define exactly one."
+        )
     return found[0]
 
 
@@ -75,8 +78,16 @@ def presets(module: ModuleType) -> dict[str, Callable[[], Run]]:
         if inspect.isfunction(value)
         and value.__module__ == module.__name__
         and not name.startswith("_")
-        and str(inspect.signature(value).return_annotation).split("[")[0] in ("Run", str(Run))
+        and _returns_run(value)
     }
+
+
+def _returns_run(function: Callable[..., object]) -> bool:
+    # A string where the file postpones its annotations, else the class or its generic form.
+    annotation = inspect.signature(function).return_annotation
+    if isinstance(annotation, str):
+        return annotation.split("[")[0] == Run.__name__
+    return (get_origin(annotation) or annotation) is Run
 
 
 def preset(name: str, default: str = "imagenette128") -> tuple[ModuleType, str, Run]:

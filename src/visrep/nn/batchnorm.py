@@ -17,25 +17,30 @@ from visrep.functional import widen
 class GatheredBatchNorm(_BatchNorm):
     """BatchNorm of "b c *any" whose statistics are those of all ranks' rows together.
 
-    Autograd-correct with gloo and NCCL; same state-dict names as torch's. Every rank must bring equally many rows.
+    Autograd-correct with gloo and NCCL; same state-dict names as torch's. Every rank must bring equally many
+    rows.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
-            raise ValueError(f"BatchNorm needs at least 2 axes (batch, channels), got a tensor of {tuple(input.shape)}.")
+            raise ValueError(
+                f"BatchNorm needs at least 2 axes (batch, channels), got a tensor of {tuple(input.shape)}."
+            )
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         running_mean, running_var = self.running_mean, self.running_var
         if running_mean is None or running_var is None:
-            raise ValueError("Gathered BatchNorm needs running statistics: build it with track_running_stats=True.")
+            raise ValueError(
+                "Gathered BatchNorm needs running statistics: build it with track_running_stats=True."
+            )
         if not self.training:
             return F.batch_norm(input, running_mean, running_var, self.weight, self.bias, eps=self.eps)
 
         x = widen(input)
         reduced = [axis for axis in range(x.ndim) if axis != 1]
         var, mean = torch.var_mean(x, dim=reduced, correction=0)
-        # One exchange. Variances are joined by the law of total variance, not by E[x^2] - E[x]^2, which cancels.
+        # One exchange. Variances join by the law of total variance: E[x^2] - E[x]^2 would cancel.
         means, variances = gather(torch.stack([mean, var])[None]).unbind(1)  # ranks c
         mean = means.mean(0)
         var = variances.mean(0) + means.var(0, correction=0)
@@ -73,7 +78,9 @@ def convert_batchnorm(module: nn.Module) -> None:
 
 def _gathered(norm: _BatchNorm) -> GatheredBatchNorm:
     if norm.running_mean is None:
-        raise ValueError("Gathered BatchNorm needs running statistics: build it with track_running_stats=True.")
+        raise ValueError(
+            "Gathered BatchNorm needs running statistics: build it with track_running_stats=True."
+        )
     new = GatheredBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine)
     new.weight, new.bias = norm.weight, norm.bias
     new.running_mean, new.running_var = norm.running_mean, norm.running_var

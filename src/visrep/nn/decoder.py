@@ -17,13 +17,15 @@ from visrep.nn.transformer import Block
 class MaskedDecoder(nn.Module):
     """MAE's decoder (arXiv:2111.06377): visible tokens and mask tokens in their places, blocks, a linear map.
 
-    Positions are fixed sines and cosines for a ``grid`` of (rows, columns) patches; a cls token takes part when the encoder
-    has one, without a position.
+    Positions are fixed sines and cosines for a ``grid`` of (rows, columns) patches; a cls token takes part
+    when the encoder has one, without a position.
     """
 
     position: Tensor
 
-    def __init__(self, n_in: int, n_out: int, grid: tuple[int, int], *, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, n_in: int, n_out: int, grid: tuple[int, int], *, width: int, depth: int, heads: int
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(n_in, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
@@ -36,7 +38,7 @@ class MaskedDecoder(nn.Module):
     def forward(
         self, visible: Tokens, keep: Int[Tensor, "b m"], hidden: Int[Tensor, "b q"]
     ) -> Float[Tensor, "b n k"]:
-        """Predict every patch, kept or hidden, in image order. ``keep`` and ``hidden`` say where tokens belong."""
+        """Predict every patch, in image order; ``keep`` and ``hidden`` say which were and were not seen."""
         x = self.embed(visible.patches)
         masked = self.mask_token.to(x.dtype).expand(len(x), hidden.shape[1], -1)
         place = torch.cat([keep, hidden], dim=1).argsort(dim=1)  # where each patch lies in [visible, masked]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from visrep.nn.transformer import linear
 
 
-def projection(n_in: int, hidden: int, n_out: int, *, layers: int = 2, last_norm: bool = True) -> nn.Sequential:
+def projection(
+    n_in: int, hidden: int, n_out: int, *, layers: int = 2, last_norm: bool = True
+) -> nn.Sequential:
     """The MLP of SimCLR's official code (arXiv:2002.05709): linear, BatchNorm, ReLU, ..., linear, BatchNorm.
 
     BatchNorm after the last layer is optional and, as there, without an offset. Takes and gives "b d".
@@ -23,7 +26,7 @@ def projection(n_in: int, hidden: int, n_out: int, *, layers: int = 2, last_norm
         raise ValueError(f"A projection needs at least one layer, got {layers}.")
     widths = [n_in, *[hidden] * (layers - 1), n_out]
     modules: list[nn.Module] = []
-    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+    for i, (before, after) in enumerate(pairwise(widths), start=1):
         last = i == layers
         # BatchNorm takes any constant away, so a bias before it would be a parameter without effect.
         modules.append(nn.Linear(before, after, bias=last and not last_norm))
@@ -44,7 +47,13 @@ class PrototypeHead(nn.Module):
     """
 
     def __init__(
-        self, n_in: int, prototypes: int, *, hidden: int = 2048, bottleneck: int = 256, learn_norm: bool = False
+        self,
+        n_in: int,
+        prototypes: int,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        learn_norm: bool = False,
     ) -> None:
         super().__init__()
         self.mlp = nn.Sequential(

@@ -17,8 +17,8 @@ M = TypeVar("M", bound=nn.Module)
 class Teacher(nn.Module, Generic[M]):
     """The exponential moving average of a student's parameters; saved with the run, never given a gradient.
 
-    As in the official MoCo and DINO code: dropout and stochastic depth are off; BatchNorm uses the statistics of
-    its batch while training, so its running statistics are the teacher's own and are not averaged.
+    As in the official MoCo and DINO code: dropout and stochastic depth are off; BatchNorm uses the statistics
+    of its batch while training, so its running statistics are the teacher's own and are not averaged.
     """
 
     def __init__(self, student: M) -> None:
@@ -28,7 +28,7 @@ class Teacher(nn.Module, Generic[M]):
 
     @torch.no_grad()
     def follow(self, student: M, decay: float) -> None:
-        """Each parameter becomes decay * itself + (1 - decay) * the student's. Buffers stay the teacher's own."""
+        """Each parameter becomes decay * itself + (1 - decay) * the student's. Buffers stay as they are."""
         get_ema_multi_avg_fn(decay)(list(self.module.parameters()), list(student.parameters()), 0)
 
     def train(self, mode: bool = True) -> Teacher[M]:

@@ -96,7 +96,9 @@ def make_axis(
     halo, device = how.halo, start.device
     offset = torch.arange(-halo, how.rows + halo, device=device)
     row = (torch.arange(0, how.size, how.rows, device=device)[:, None] + offset).abs_()
-    row = torch.minimum(row, 2 * (how.size - 1) - row).clamp_(min=0)  # t e: the tile's and, mirrored, those around
+    row = torch.minimum(row, 2 * (how.size - 1) - row).clamp_(
+        min=0
+    )  # t e: the tile's and, mirrored, those around
     first, weight = _filter(start, length, mirrored, row, how)
 
     if how.rows == how.size:
@@ -187,7 +189,9 @@ def _multiply_tiles(pixels: Tensor, index: Tensor, y: Axis, x: Axis, out: Tensor
     for n, (b, tops, bottoms, lefts, rights) in enumerate(zip(*bounds, strict=True)):
         top, bottom, left, right = min(tops), max(bottoms), min(lefts), max(rights)
         h, w = bottom - top, right - left
-        image = torch.empty(h, c, w).copy_(pixels[b, :, top:bottom, left:right].transpose(0, 1)).view(h, c * w)
+        image = (
+            torch.empty(h, c, w).copy_(pixels[b, :, top:bottom, left:right].transpose(0, 1)).view(h, c * w)
+        )
         half = half_store[: o * c * w].view(o, c * w)
         for i, tile, start, end in zip(range(0, o, r), y.tiles[n], tops, bottoms, strict=True):
             part = half[i : i + r]

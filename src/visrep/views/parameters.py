@@ -25,7 +25,6 @@ NUMBERS = 2 * TRIES + 13
 ORDERS = torch.tensor(list(permutations(range(4))))
 
 
-
 @dataclass(frozen=True)
 class Parameters:
     """The random choices of some views, one row a view."""

@@ -64,13 +64,17 @@ class View:
             if value < 0:
                 raise ValueError(f"{name}={value} is negative. Use 0 for no change, more for more.")
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue={self.hue} lies outside [0, 0.5]: 0.5 already turns the hue half-way round.")
+            raise ValueError(
+                f"hue={self.hue} lies outside [0, 0.5]: 0.5 already turns the hue half-way round."
+            )
         for name in ("scale", "ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name}=({low}, {high}) is not a range. Use 0 < low <= high.")
         if self.scale[1] > 1:
-            raise ValueError(f"scale=({self.scale[0]}, {self.scale[1]}): a crop is at most 1 of the image's area.")
+            raise ValueError(
+                f"scale=({self.scale[0]}, {self.scale[1]}): a crop is at most 1 of the image's area."
+            )
         if min(self.std) <= 0:
             raise ValueError(f"std={self.std} must be positive: views are divided by it.")
 

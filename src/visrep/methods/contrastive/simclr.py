@@ -2,8 +2,8 @@
 
     minimise  mean over i of  -log  exp(z_i . z_j / tau) / sum over k != i of exp(z_i . z_k / tau)
 
-i: every view of every image; j: the other view of its image; k: all views but i; z: L2-normalised projections.
-Chen et al. 2020, arXiv:2002.05709.
+i: every view of every image; j: the other view of its image; k: all views but i; z: projections of
+length 1. Chen et al. 2020, arXiv:2002.05709.
 
 Verified against: NT-Xent of solo-learn and lightly, loss and gradient, 1e-9.
 Deviations: the mean over all 2b views, as in the paper (the official code adds the means of the two halves);
@@ -52,7 +52,7 @@ class Config:
 def nt_xent(
     z: Float[Tensor, "v b d"], everyone: Float[Tensor, "v m d"], first: int, tau: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """NT-Xent (equation 1) of this rank's ``z`` among ``everyone``, where they are rows ``first`` to ``first + b``.
+    """NT-Xent (equation 1) of this rank's ``z`` among ``everyone``, of which it is rows ``first`` and on.
 
     Returns the loss and the share of views whose nearest other view is of their own image.
     """
@@ -109,10 +109,10 @@ def playground() -> Run[Config]:
 def small32() -> Run[Config]:
     """32-px images, a narrow ResNet-18; about five minutes on two cores for 10,000 images."""
     return Run(
-        method=Config(
-            encoder=NAMED["resnet_narrow"], views=TwoViews(SMALL, SMALL), hidden=512, tau=0.2
+        method=Config(encoder=NAMED["resnet_narrow"], views=TwoViews(SMALL, SMALL), hidden=512, tau=0.2),
+        optim=Optim(
+            lr=Warmup(epochs=2, then=Cosine(2e-3, 0.0)), weight_decay=Constant(1e-4), lr_scaling="none"
         ),
-        optim=Optim(lr=Warmup(epochs=2, then=Cosine(2e-3, 0.0)), weight_decay=Constant(1e-4), lr_scaling="none"),
         limit=10_000,
         epochs=40,
         batch=256,

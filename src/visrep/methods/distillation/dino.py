@@ -66,16 +66,12 @@ class Config:
     center_momentum: float = 0.9
 
 
-def targets(
-    t: Float[Tensor, "g b k"], center: Float[Tensor, "k"], tau: float
-) -> Float[Tensor, "g b k"]:
+def targets(t: Float[Tensor, "g b k"], center: Float[Tensor, " k"], tau: float) -> Float[Tensor, "g b k"]:
     """The teacher's centred and sharpened codes p."""
     return ((t - center) / tau).softmax(-1)
 
 
-def dino_loss(
-    p: Float[Tensor, "g b k"], s: Float[Tensor, "v b k"], tau: float
-) -> Float[Tensor, ""]:
+def dino_loss(p: Float[Tensor, "g b k"], s: Float[Tensor, "v b k"], tau: float) -> Float[Tensor, ""]:
     """Cross-entropy of each teacher code with each other crop's prediction, mean over pairs and images.
 
     The g crops of ``p`` are the first g of ``s``.
@@ -100,7 +96,7 @@ class Network(nn.Module):
             learn_norm=cfg.learn_norm,
         )
 
-    def forward(self, groups: tuple[Float[Tensor, "v b c h w"], ...]) -> Float[Tensor, "v b k"]:
+    def forward(self, groups: tuple[Float[Tensor, "_ b c _ _"], ...]) -> Float[Tensor, "v b k"]:
         features = [self.encoder(group.flatten(0, 1)).pool() for group in groups]
         return widen(self.head(torch.cat(features))).unflatten(0, (-1, groups[0].shape[1]))
 
@@ -150,11 +146,11 @@ def tiny() -> Run[Config]:
             views=crops(size=32, local=16, n_local=2, scale=(0.4, 1.0), local_scale=(0.1, 0.4)),
             prototypes=32,
             hidden=64,
-            bottleneck=16,
-            tau_teacher=Constant(0.04),
-            teacher_decay=Cosine(0.9, 1.0),
+            bottleneck=64,
+            tau_teacher=Constant(0.02),
+            teacher_decay=Cosine(0.99, 1.0),
         ),
-        optim=_adamw(lr=2e-3, lr_scaling="none", warmup=0.2, frozen=0.0),
+        optim=_adamw(lr=1e-3, lr_scaling="none", warmup=0.2, frozen=0.0),
         data="playground:n=64,size=32",
         epochs=1,
         batch=16,
@@ -166,7 +162,9 @@ def playground() -> Run[Config]:
     views = crops(size=48, local=24, n_local=4, scale=(0.4, 1.0), local_scale=(0.1, 0.4))
     run = small32()
     encoder = ViT(image=48, patch=6, width=128, depth=6, heads=4)
-    return replace(run, method=replace(run.method, encoder=encoder, views=views), data="playground", epochs=10)
+    return replace(
+        run, method=replace(run.method, encoder=encoder, views=views), data="playground", epochs=10
+    )
 
 
 def small32() -> Run[Config]:
@@ -181,7 +179,7 @@ def small32() -> Run[Config]:
             tau_teacher=Constant(0.03),
             teacher_decay=Cosine(0.99, 1.0),
         ),
-        optim=_adamw(lr=1e-3, lr_scaling="none", warmup=2, frozen=1.0),
+        optim=_adamw(lr=1e-3, lr_scaling="none", warmup=2.0, frozen=1.0),
         limit=10_000,
         epochs=30,
         batch=128,
@@ -198,7 +196,7 @@ def imagenette128() -> Run[Config]:
             tau_teacher=Ramp(0.03, 0.05, epochs=20),
             teacher_decay=Cosine(0.99, 1.0),
         ),
-        optim=_adamw(lr=5e-4, lr_scaling="linear", warmup=10, frozen=1.0),
+        optim=_adamw(lr=5e-4, lr_scaling="linear", warmup=10.0, frozen=1.0),
         epochs=100,
         batch=256,
     )
@@ -206,7 +204,7 @@ def imagenette128() -> Run[Config]:
 
 def paper() -> Run[Config]:
     """ImageNet, ViT-S/16, 100 epochs, batch 1024. Unverified: not run here."""
-    optim = _adamw(lr=5e-4, lr_scaling="linear", warmup=10, frozen=1.0)
+    optim = _adamw(lr=5e-4, lr_scaling="linear", warmup=10.0, frozen=1.0)
     return Run(method=Config(tau_teacher=Constant(0.04)), optim=optim, epochs=100, batch=1024)
 
 

@@ -156,7 +156,7 @@ def small32() -> Run[Config]:
             decoder_depth=2,
             decoder_heads=4,
         ),
-        optim=_adamw(lr=1e-3, lr_scaling="none", warmup=4),
+        optim=_adamw(lr=1e-3, lr_scaling="none", warmup=4.0),
         limit=10_000,
         epochs=80,
         batch=256,
@@ -173,7 +173,7 @@ def imagenette128() -> Run[Config]:
             decoder_depth=4,
             decoder_heads=8,
         ),
-        optim=_adamw(lr=5e-4, lr_scaling="linear", warmup=10),
+        optim=_adamw(lr=5e-4, lr_scaling="linear", warmup=10.0),
         epochs=100,
         batch=256,
     )
@@ -181,7 +181,9 @@ def imagenette128() -> Run[Config]:
 
 def paper() -> Run[Config]:
     """ImageNet, ViT-B/16, 800 epochs, batch 4096. Unverified: not run here."""
-    return Run(method=Config(), optim=_adamw(lr=1.5e-4, lr_scaling="linear", warmup=40), epochs=800, batch=4096)
+    return Run(
+        method=Config(), optim=_adamw(lr=1.5e-4, lr_scaling="linear", warmup=40.0), epochs=800, batch=4096
+    )
 
 
 def _adamw(*, lr: float, lr_scaling: Literal["none", "linear"], warmup: float) -> Optim:

@@ -42,7 +42,7 @@ class Config:
 
 
 def cross_entropy(
-    logits: Float[Tensor, "b k"], labels: Int[Tensor, "b"], label_smoothing: float
+    logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"], label_smoothing: float
 ) -> Float[Tensor, ""]:
     """Cross-entropy with smoothed targets, mean over images."""
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -68,13 +68,15 @@ class Supervised(Method):
         logits = widen(self.classifier(features))
         loss = cross_entropy(logits, labels, self.cfg.label_smoothing)
         accuracy = (logits.argmax(1) == labels).float().mean()
-        return Losses({"cross_entropy": loss}, {"train_accuracy": accuracy, "feature_std": feature_std(features)})
+        return Losses(
+            {"cross_entropy": loss}, {"train_accuracy": accuracy, "feature_std": feature_std(features)}
+        )
 
     def _labels(self, batch: Batch) -> Tensor:
         if batch.labels is None:
             raise ValueError(
-                "The method 'supervised' needs labels and these images have none. Put them in one folder a class, "
-                "or choose a method that needs no labels, such as simclr."
+                "The method 'supervised' needs labels and these images have none. "
+                "Put them in one folder a class, or choose a method that needs no labels, such as simclr."
             )
         low, high = torch.stack([batch.labels.min(), batch.labels.max()]).tolist()
         if low < 0 or high >= self.cfg.classes:
@@ -82,17 +84,21 @@ class Supervised(Method):
             raise ValueError(
                 f"There is a label {wrong} and method.classes={self.cfg.classes} allows 0 to "
                 f"{self.cfg.classes - 1}. "
-                + ("Labels must not be negative." if low < 0 else f"Set method.classes to at least {high + 1}.")
+                + (
+                    "Labels must not be negative."
+                    if low < 0
+                    else f"Set method.classes to at least {high + 1}."
+                )
             )
         return batch.labels
 
 
 def tiny() -> Run[Config]:
     """Seconds on a CPU; for tests."""
-    view = replace(PLAIN, size=32, scale=(0.4, 1.0))
+    view = replace(PLAIN, size=32, scale=(0.7, 1.0))
     return Run(
         method=Config(encoder=ResNet(depth=18, width=4, stem="small"), views=OneView(view)),
-        optim=Optim(lr=Warmup(epochs=0.2, then=Cosine(5e-3, 0.0)), lr_scaling="none"),
+        optim=Optim(lr=Warmup(epochs=0.2, then=Cosine(1e-2, 0.0)), lr_scaling="none"),
         data="playground:n=64,size=32",
         epochs=1,
         batch=16,
@@ -111,7 +117,9 @@ def small32() -> Run[Config]:
     view = replace(PLAIN, size=32, scale=(0.2, 1.0))
     return Run(
         method=Config(encoder=NAMED["resnet_narrow"], views=OneView(view)),
-        optim=Optim(lr=Warmup(epochs=2, then=Cosine(3e-3, 0.0)), weight_decay=Constant(0.05), lr_scaling="none"),
+        optim=Optim(
+            lr=Warmup(epochs=2, then=Cosine(3e-3, 0.0)), weight_decay=Constant(0.05), lr_scaling="none"
+        ),
         limit=10_000,
         epochs=40,
         batch=256,
@@ -123,7 +131,7 @@ def imagenette128() -> Run[Config]:
     view = replace(PLAIN, size=128, scale=(0.2, 1.0))
     return Run(
         method=Config(encoder=NAMED["resnet18"], views=OneView(view), label_smoothing=0.1),
-        optim=_sgd(warmup=5),
+        optim=_sgd(warmup=5.0),
         epochs=100,
         batch=256,
     )
@@ -131,7 +139,7 @@ def imagenette128() -> Run[Config]:
 
 def paper() -> Run[Config]:
     """ImageNet, ResNet-50, 90 epochs. Unverified: not run here."""
-    return Run(method=Config(classes=1000), optim=_sgd(warmup=0), epochs=90, batch=256)
+    return Run(method=Config(classes=1000), optim=_sgd(warmup=0.0), epochs=90, batch=256)
 
 
 def _sgd(warmup: float) -> Optim:

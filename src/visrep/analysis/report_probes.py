@@ -1,0 +1,96 @@
+"""What an evaluation says, against its baselines: headline numbers, judgement, the table of probes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from visrep.analysis.figures import Mark, intervals
+from visrep.analysis.gallery import Missing
+from visrep.analysis.page import figure, note, table
+from visrep.analysis.record import RunRecord
+
+PROTOCOLS = {"knn": "kNN", "linear": "linear probe", "attentive": "attentive probe"}
+WHO = {"trained": "trained", "untrained": "same network, untrained", "pixels": "raw pixels"}
+
+Result = Mapping[str, Any]
+
+
+def probes(record: RunRecord) -> str:
+    """Every number of the evaluation beside its baselines."""
+    evaluation = record.evaluation
+    if not evaluation or not evaluation["results"]:
+        raise Missing(f"Not judged yet. Run: visrep evaluate {record.path} --data LABELLED_IMAGES")
+    results = evaluation["results"]
+    marks = [
+        Mark(protocol(row), WHO[who], row["value"], row["ci_low"], row["ci_high"])
+        for rows in headlines(results)
+        for who, row in rows.items()
+    ]
+    rows, marked = [], []
+    for result in (r for r in results if r["encoder"] == "trained"):
+        untrained = [
+            r for r in results if r["encoder"] == "untrained" and _same(r, result, ("layer", "pooling"))
+        ]
+        pixels = [r for r in results if r["encoder"] == "pixels" and _same(r, result, ())]
+        baselines = [*untrained[:1], *pixels[:1]]
+        gain = result["value"] - max((r["value"] for r in baselines), default=math.nan)
+        rows.append([
+            protocol(result), str(result["layer"]), result["pooling"], _with_interval([result]),
+            _with_interval(untrained), _with_interval(pixels), f"{gain:+.1f}" if baselines else "-",
+        ])  # fmt: skip
+        marked.append(clearly_better(result, baselines))
+    head = ("protocol", "layer", "pooling", "trained", "untrained", "raw pixels", "gain")
+    warnings = "".join(note(f"Warning: {text}") for text in evaluation["warnings"])
+    return (
+        figure(intervals(marks), kind="chart")
+        + table(head, rows, marked=marked)
+        + note(f"Images: {evaluation['split']}.")
+        + warnings
+    )
+
+
+def headlines(results: Sequence[Result]) -> list[dict[str, Result]]:
+    """For each protocol, one result an encoder: last layer, first pooling and, for kNN, k closest to 20."""
+    chosen: dict[str, dict[str, Result]] = {}
+    order = sorted(results, key=lambda r: (-r["layer"], abs(r["settings"].get("k", 20) - 20)))
+    for result in order:
+        chosen.setdefault(result["protocol"], {}).setdefault(result["encoder"], result)
+    names = dict.fromkeys(result["protocol"] for result in results)
+    return [chosen[name] for name in names if "trained" in chosen[name]]
+
+
+def judgement(results: Sequence[Result]) -> tuple[list[str], list[str]]:
+    """Protocols in which training was clearly worth it, and the others. Both empty without baselines."""
+    better, others = [], []
+    for rows in headlines(results):
+        baselines = [row for who, row in rows.items() if who != "trained"]
+        if baselines:
+            wins = clearly_better(rows["trained"], baselines)
+            (better if wins else others).append(protocol(rows["trained"]))
+    return better, others
+
+
+def clearly_better(trained: Result, baselines: Sequence[Result]) -> bool:
+    """Whether the 95 % interval lies above that of every baseline; False without baselines."""
+    return bool(baselines) and all(trained["ci_low"] > baseline["ci_high"] for baseline in baselines)
+
+
+def protocol(result: Result) -> str:
+    """What the table calls a result's protocol."""
+    short = str(result["protocol"])
+    name = PROTOCOLS.get(short, short)
+    return f"{name} (k={result['settings']['k']})" if "k" in result["settings"] else name
+
+
+def _same(one: Result, other: Result, keys: Sequence[str]) -> bool:
+    same_k = one["settings"].get("k") == other["settings"].get("k")
+    return same_k and all(one[key] == other[key] for key in ("protocol", "metric", *keys))
+
+
+def _with_interval(results: Sequence[Result]) -> str:
+    if not results:
+        return "-"
+    value = results[0]
+    return f"{value['value']:.1f}  [{value['ci_low']:.1f}, {value['ci_high']:.1f}]"

@@ -53,6 +53,15 @@ def epochs_of(*, spread, rank, knn=()):
     return records
 
 
+def taught(entropy, kl, *, in_use=None):
+    """200 steps of a teacher with 128 prototypes: the loss is its entropy plus the student's divergence."""
+    entropy, kl = np.broadcast_to(entropy, 200), np.broadcast_to(kl, 200)
+    steps = steps_of(entropy * math.log(128) + kl, entropy=entropy, kl=kl)
+    for record in steps:
+        record["monitor"] |= {} if in_use is None else {"prototype_entropy": in_use}
+    return steps
+
+
 def falling(start, end, n=200, noise=0.02):
     curve = end + (start - end) * np.exp(-np.arange(n) / (n / 4))
     return curve + noise * np.random.default_rng(0).standard_normal(n)
@@ -70,29 +79,37 @@ LEARNED = epochs_of(spread=(0.5, 0.6, 0.7), rank=(0.2, 0.3, 0.4))
         ("cosine loss below zero", steps_of(falling(-0.01, -0.9)), LEARNED, "healthy", "-0."),
         ("few useful directions", steps_of(falling(2.3, 0.1)),
          epochs_of(spread=(0.5, 0.8), rank=(0.2, 0.08), knn=(30.0, 80.0)), "healthy", "80.0 %"),
-        ("teacher's rising cross-entropy",
-         steps_of(falling(4.0, 4.85), entropy=np.linspace(0.95, 0.7, 200), kl=0.8), LEARNED,
+        ("teacher's cross-entropy rises", taught(np.linspace(0.2, 0.7, 200), 0.5, in_use=0.8), LEARNED,
          "healthy", "teacher entropy"),
-        ("no monitors", steps_of(falling(6.2, 4.9)), [], "healthy", "200 steps"),
         ("one vector", steps_of(falling(0.0, -1.0)), epochs_of(spread=(0.01,), rank=(0.02,)),
          "complete collapse", "spread"),
         ("fell to one vector", steps_of(falling(0.0, -1.0)),
          epochs_of(spread=(0.6, 0.3, 0.05), rank=(0.2, 0.2, 0.2)), "complete collapse", "0.05"),
-        ("one-hot teacher",
-         steps_of(falling(4.8, 0.0), entropy=np.linspace(1, 0, 200), kl=np.linspace(1, 0, 200)),
-         LEARNED, "complete collapse", "prototype"),
-        ("returned to uniform",
-         steps_of(falling(4.0, 4.85), entropy=np.r_[np.full(60, 0.8), np.full(140, 0.999)], kl=1e-3),
-         LEARNED, "complete collapse", "method.tau_teacher (0.07 now)"),
+        ("one-hot teacher", taught(np.linspace(1, 0, 200), np.linspace(1, 0, 200)), LEARNED,
+         "complete collapse", "method.center_momentum"),
+        ("one prototype for all", taught(0.05, 0.4, in_use=0.1), LEARNED, "complete collapse", "in use 0.100"),
+        ("returned to uniform", taught(np.r_[np.full(60, 0.8), np.full(140, 0.999)], 1e-3), LEARNED,
+         "complete collapse", "method.tau_teacher (0.07 now)"),
+        ("uniform teacher, lost student", taught(np.r_[np.full(60, 0.3), np.full(140, 0.999)], 0.3), LEARNED,
+         "complete collapse", "optim.lr"),
+        ("blunt and the same for all", taught(np.r_[np.full(60, 0.3), np.full(140, 0.9)], 0.1, in_use=0.905),
+         LEARNED, "complete collapse", "method.prototypes"),
         ("low rank", steps_of(falling(6.2, 3.0)), epochs_of(spread=(0.5, 0.5), rank=(0.02, 0.02)),
          "dimensional collapse", "method.views"),
         ("rank fell", steps_of(falling(6.2, 3.0)), epochs_of(spread=(0.5, 0.5), rank=(0.3, 0.08)),
          "dimensional collapse", "30.0 %"),
+        ("low spread and rank", steps_of(falling(5.2, 3.9)), epochs_of(spread=(0.23, 0.2), rank=(0.09, 0.13)),
+         "dimensional collapse", "optim.lr"),
+        ("kNN gain within its error", steps_of(falling(6.2, 3.0)),
+         epochs_of(spread=(0.5, 0.5), rank=(0.02, 0.02), knn=(15.0, 19.0)), "dimensional collapse", "RankMe"),
+        ("worse than guessing", taught(0.6, np.linspace(0.9, 6.9, 200)), LEARNED, "diverging", "optim.lr"),
+        ("few directions and hardly any spread", steps_of(falling(4.0, 0.97)),
+         epochs_of(spread=(0.056,), rank=(0.01,)), "complete collapse", "optim.lr"),
         ("loss rises", steps_of(falling(1.0, 40.0)), LEARNED, "diverging", "optim.lr"),
         ("loss rises again", steps_of(np.r_[falling(6.2, 3.0, 100), np.linspace(3.0, 12.0, 100)]), LEARNED,
          "diverging", "best 3"),
         ("nothing happens", steps_of(falling(6.237, 6.236, noise=0.005)), LEARNED, "flat", "optim.lr"),
-        ("teacher stays uniform", steps_of(falling(4.852, 4.80), entropy=0.999, kl=1e-3), LEARNED,
+        ("teacher stays uniform", taught(0.999, np.linspace(0.05, 0.001, 200)), LEARNED,
          "flat", "method.prototypes"),
         ("still warming up", steps_of(falling(6.237, 6.236, noise=0.005), warm_for=400), LEARNED,
          "too early", "warming"),

@@ -108,14 +108,15 @@ def set_schedules(optimizer: torch.optim.Optimizer, cfg: Optim, at: At, batch: i
     for group in optimizer.param_groups:
         factor = 1.0 if group["multiplier"] < 0 else cfg.multipliers[group["multiplier"]][1](at)
         group["lr"] = lr * factor
+        group["frozen"] = factor == 0.0
         group["weight_decay"] = weight_decay if group["decay"] else 0.0
     return {"lr": lr, "weight_decay": weight_decay}
 
 
 def drop_frozen_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Forget the gradients of groups whose learning rate is 0, so that a frozen layer gathers no momentum."""
+    """Forget the gradients of groups whose multiplier is 0, so that a frozen layer gathers no momentum."""
     for group in optimizer.param_groups:
-        if group["lr"] == 0.0:
+        if group["frozen"]:
             for parameter in group["params"]:
                 parameter.grad = None
 
@@ -126,5 +127,6 @@ def clip_gradients(optimizer: torch.optim.Optimizer, cfg: Optim) -> Tensor:
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not cfg.clip_each:
         return torch.nn.utils.clip_grad_norm_(parameters, cfg.clip if cfg.clip > 0 else math.inf)
-    norms = [torch.nn.utils.clip_grad_norm_(p, cfg.clip if cfg.clip > 0 else math.inf) for p in parameters]
-    return torch.stack(norms).norm()
+    largest = cfg.clip if cfg.clip > 0 else math.inf
+    norms = [torch.nn.utils.clip_grad_norm_(parameter, largest) for parameter in parameters]
+    return torch.stack(norms).norm() if norms else torch.zeros(())

@@ -123,6 +123,7 @@ def curves(lines: Sequence[Line], *, x_label: str, limit: float = math.nan, limi
         axes.grid(axis="y")
         axes.margins(x=0.02)
         axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=np.ptp(axes.get_xlim()) > 2))
         if len(lines) > 1:
             axes.legend()
         return _svg(figure, f"{', '.join(line.label for line in lines)} over {x_label}")
@@ -175,12 +176,12 @@ def spectrum_plot(variances: Sequence[float]) -> tuple[str, int]:
         axes.axvline(axes_for_90, color=COLOURS[3], linewidth=1.4)
         axes.annotate(
             f"90 % of the variance in {axes_for_90}",
-            (axes_for_90, 0.97),
+            (axes_for_90, 0.97 if room else 0.04),
             xycoords=("data", "axes fraction"),
             xytext=(6 if room else -6, 0),
             textcoords="offset points",
             ha="left" if room else "right",
-            va="top",
+            va="top" if room else "bottom",
             color=COLOURS[3],
         )
         axes.set_xscale("log")

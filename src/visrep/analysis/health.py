@@ -7,8 +7,8 @@ No label is needed. Four numbers carry the weight:
   L2-normalised features, 1 when they cover the sphere evenly, 0 when every image gets one vector
   (arXiv:2011.10566, 4.1);
 * its rank share, ``rankme / min(images, width)`` (RankMe, arXiv:2210.02885);
-* for a teacher with prototypes, the entropy of its output divided by log k: 1 is uniform, 0 is one-hot;
-  either, while the student no longer differs, is a collapse (DINO, arXiv:2104.14294, 5.3).
+* for a teacher with prototypes, the entropy of its output divided by log k: 1 is uniform and teaches nothing,
+  0 is one-hot, a collapse once the student no longer differs (DINO, arXiv:2104.14294, 5.3).
 
 The limits below are alarms that tell broken runs from sound ones, not measures of quality: a probe on
 labelled images measures quality.
@@ -30,25 +30,35 @@ MIN_STEPS = 50
 COLLAPSED_SPREAD = 0.02
 """spread at which all images have practically one vector, whatever came before"""
 FALLEN_SPREAD = 0.1
-"""spread that counts as collapsed when it also fell to a third of its highest"""
+"""spread that counts as collapsed when it also fell to a third of its highest, or with hardly a direction left"""
+LOW_SPREAD = 0.25
+"""spread, below that of untrained networks, that counts as dimensional collapse together with `LOW_RANK`"""
 COLLAPSED_RANK = 0.03
 """rank share at which few directions are in use, whatever came before"""
 COLLAPSED_DIRECTIONS = 2.0
 """RankMe at which few directions are in use, however narrow the encoder"""
 FALLEN_RANK = 0.12
 """rank share that counts as collapsed when it also fell to half of its highest"""
+LOW_RANK = 0.2
+"""rank share that counts as dimensional collapse together with `LOW_SPREAD`"""
 UNIFORM = 0.98
 """normalised teacher entropy at which the teacher hardly tells images apart"""
 ONE_HOT = 0.02
 """normalised teacher entropy at which the teacher gives one prototype"""
+FEW_PROTOTYPES = 0.2
+"""normalised entropy of the prototypes in use at which (nearly) all images share one or two"""
+TOLD_APART = 0.01
+"""what the teacher's output tells of the image, as a share of log k, at which it tells nothing"""
 AGREED = 0.05
 """divergence of the student from the teacher, in nats, at which there is nothing left to learn"""
 RISE = 0.5
 """rise of the loss over its start, as a share of its scale, that counts as diverging"""
+GUESS = 1.05
+"""loss over log k that counts as diverging in a student of prototypes"""
 FALL = 0.01
 """fall of the loss below its start, as a share of its scale, that counts as learning"""
 KNN_GAIN = 3.0
-"""gain of the online kNN, in points, that outweighs a flat loss or a low rank"""
+"""gain of the online kNN, in points, that outweighs a flat loss or a low rank if it is beyond its error"""
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,8 @@ class Verdict:
 def diagnose(steps: Sequence[Record], epochs: Sequence[Record]) -> Verdict:
     """The verdict on a run from the ``step`` and ``epoch`` records of its metrics, oldest first.
 
-    The most serious finding wins: a loss that is not finite or rises, complete collapse, a teacher that stays
-    uniform, dimensional collapse, a flat loss. What a method does not log is left out of the reasoning.
+    The most serious finding wins: a loss that is not finite, complete collapse, a loss that rises, a teacher
+    that stays uniform, dimensional collapse, a flat loss. What a method does not log is left out of the reasoning.
     """
     if not steps:
         return Verdict("too early", "No step is logged yet.", "", "")
@@ -77,7 +87,7 @@ def diagnose(steps: Sequence[Record], epochs: Sequence[Record]) -> Verdict:
         return _not_finite(steps, signs)
     if signs.step < MIN_STEPS:
         return Verdict("too early", f"{_summary(signs)} A verdict needs {MIN_STEPS} steps.", "", "")
-    for finding in (_diverging, _complete_collapse, _uniform_teacher, _dimensional_collapse, _flat):
+    for finding in (_complete_collapse, _diverging, _uniform_teacher, _dimensional_collapse, _flat):
         if verdict := finding(signs):
             return verdict
     return _healthy(signs)
@@ -97,7 +107,13 @@ def _not_finite(steps: Sequence[Record], signs: Signs) -> Verdict:
 
 
 def _diverging(signs: Signs) -> Verdict | None:
-    if signs.loss - signs.start <= RISE * signs.scale:
+    """A loss well above its start; with a teacher, a student that came to know less than a guess.
+
+    Such a loss may rise in a sound run: it starts low while the centre has not caught up with the teacher.
+    """
+    worse_than_start = signs.loss - signs.start > RISE * signs.scale
+    worse_than_guessing = signs.loss > GUESS * signs.guessing > GUESS * signs.best
+    if not (worse_than_guessing if signs.entropy else worse_than_start):
         return None
     return Verdict(
         "diverging",
@@ -110,8 +126,10 @@ def _diverging(signs: Signs) -> Verdict | None:
 
 def _complete_collapse(signs: Signs) -> Verdict | None:
     one_hot = bool(signs.entropy) and signs.entropy[-1] < ONE_HOT and signs.kl < AGREED
-    back_to_uniform = _uniform(signs) and min(signs.entropy) < UNIFORM - 0.05
-    if not (_one_vector(signs) or one_hot or back_to_uniform):
+    one_hot = one_hot or signs.in_use < FEW_PROTOTYPES
+    was_sharp = bool(signs.entropy) and min(signs.entropy) < UNIFORM - 0.05
+    same_for_all = was_sharp and (_uniform(signs) or signs.told_apart < TOLD_APART)
+    if not (_one_vector(signs) or one_hot or same_for_all):
         return None
     cause = (
         "The same vector for every image satisfies the objective: the learning rate is too high, gradient "
@@ -122,15 +140,13 @@ def _complete_collapse(signs: Signs) -> Verdict | None:
         "contrastive method raise batch, which adds negatives."
     )
     if one_hot:
-        cause = "The teacher gives every image one and the same prototype: centring is missing or too slow."
+        cause = "The teacher gives all images the same prototype or two: centring is missing or too slow."
         change = (
             f"Lower method.center_momentum (0.9 follows ten steps), raise method.tau_teacher{_now(signs)}, "
             "set optim.lr to a third."
         )
     elif signs.entropy:
-        cause = (
-            "Teacher and student agreed on one output for all: too little sharpening or too fast a teacher."
-        )
+        cause = "The teacher gives every image the same output: too little sharpening, or too high a rate."
         change = (
             f"Lower method.tau_teacher{_now(signs)} or method.prototypes, raise method.teacher_decay, set "
             "optim.lr to a third."
@@ -142,12 +158,13 @@ def _one_vector(signs: Signs) -> bool:
     if not signs.spread:
         return False
     spread, highest = signs.spread[-1], max(signs.spread)
-    return spread < COLLAPSED_SPREAD or (spread < FALLEN_SPREAD and spread < highest / 3)
+    low = spread < highest / 3 or signs.rankme < COLLAPSED_DIRECTIONS
+    return spread < COLLAPSED_SPREAD or (spread < FALLEN_SPREAD and low)
 
 
 def _uniform(signs: Signs) -> bool:
-    """Whether the teacher has been uniform for the last fifth of the run, and the student no different."""
-    return signs.entropy_stays_above > UNIFORM and (signs.kl < AGREED or math.isinf(signs.kl))
+    """Whether the teacher has been uniform for the last fifth of the run: a target that teaches nothing."""
+    return signs.entropy_stays_above > UNIFORM
 
 
 def _uniform_teacher(signs: Signs) -> Verdict | None:
@@ -168,15 +185,17 @@ def _dimensional_collapse(signs: Signs) -> Verdict | None:
         return None
     rank, highest = signs.rank[-1], max(signs.rank)
     few = rank < COLLAPSED_RANK or signs.rankme < COLLAPSED_DIRECTIONS
-    if not (few or (rank < FALLEN_RANK and rank < highest / 2)):
+    fell = rank < FALLEN_RANK and rank < highest / 2
+    narrow = rank < LOW_RANK and bool(signs.spread) and signs.spread[-1] < LOW_SPREAD
+    if not (few or fell or narrow):
         return None
     return Verdict(
         "dimensional collapse",
         f"{_summary(signs)} The features use {100 * rank:.1f} % of the directions they could; the most so "
         f"far was {100 * highest:.1f} %.",
-        "The views share too easy a cue (often colour), the learning rate is too high, or nothing in the "
-        "objective decorrelates.",
-        "Strengthen the views (method.views: jitter, gray, smaller scale), set optim.lr to a third, raise "
+        f"The learning rate is too high (up to {signs.peak_lr:.3g} so far), the views share too easy a cue "
+        "(often colour), or nothing in the objective decorrelates.",
+        "Set optim.lr to a third, strengthen the views (method.views: jitter, gray, smaller scale), raise "
         "batch; with prototypes also raise method.tau_teacher.",
     )
 
@@ -200,7 +219,7 @@ def _flat(signs: Signs) -> Verdict | None:
 
 
 def _healthy(signs: Signs) -> Verdict:
-    if signs.knn and max(signs.knn) - signs.knn[-1] >= KNN_GAIN:
+    if signs.knn and max(signs.knn) - signs.knn[-1] >= max(KNN_GAIN, signs.knn_noise):
         return Verdict(
             "healthy",
             f"{_summary(signs)} But kNN is below its best, {max(signs.knn):.1f} %.",
@@ -218,6 +237,8 @@ def _summary(signs: Signs) -> str:
         facts.append(f"RankMe {signs.rankme:.1f} of {signs.directions} directions")
     if signs.entropy:
         facts.append(f"teacher entropy {signs.entropy[-1]:.3f} of its maximum")
+    if signs.in_use < FEW_PROTOTYPES:
+        facts.append(f"entropy of the prototypes in use {signs.in_use:.3f} of its maximum")
     if signs.knn:
         facts.append(f"kNN {signs.knn[0]:.1f} → {signs.knn[-1]:.1f} %")
     return "; ".join(facts) + "."

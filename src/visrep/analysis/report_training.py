@@ -21,6 +21,7 @@ GUIDE = {
     "uniformity": "Uniformity: 0 when all images share one vector, towards -4 when they spread out.",
     "alignment": "Alignment: distance between two views of one image. Low is good while the spread holds.",
     "teacher_entropy": "Teacher entropy: 1 is undecided, 0 is one prototype each. Staying at an end is bad.",
+    "prototype_entropy": "Prototypes in use: 1 when all are used equally, 0 when all images share one.",
     "teacher_student_kl": "Student against teacher, nats: near 0 there is nothing left to learn.",
     "grad_norm": "Gradient norm: before clipping.",
 }
@@ -47,7 +48,7 @@ def _status(record: RunRecord) -> str:
         "stopped": "This run was stopped before its end.",
         "failed": "This run failed.",
     }[status]
-    return note(f"{said} {message}")
+    return note(f"{said[:-1]}: {message}." if message else said)
 
 
 def _verdict(record: RunRecord) -> str:

@@ -39,10 +39,21 @@ class Signs:
     """min(images, width): the most that rankme could be"""
     knn: tuple[float, ...]
     """online kNN accuracy in percent, one a monitored epoch"""
+    queries: int
+    """about how many images that kNN was measured on: the monitor keeps a fifth of its images for it"""
     entropy: tuple[float, ...]
     """of the teacher's output divided by log k, one a step record"""
     kl: float
     """of the student from the teacher in nats, over the last records; infinite when not logged"""
+
+    in_use: float
+    """entropy of the teacher's mean output divided by log k, over the last records: near 0 when all images share
+    one prototype; NaN when not logged"""
+    told_apart: float
+    """``in_use`` minus the teacher's entropy: what its output tells of the image, as a share of log k; NaN when
+    not logged"""
+    guessing: float
+    """loss of a student of prototypes that knows nothing, log k; infinite where that cannot be told"""
 
     @property
     def scale(self) -> float:
@@ -51,13 +62,37 @@ class Signs:
 
     @property
     def knn_gain(self) -> float:
-        """Points of kNN accuracy gained since the first measurement."""
-        return self.knn[-1] - self.knn[0] if self.knn else 0.0
+        """Points of kNN accuracy gained since the first measurement, 0 within twice the error of a difference."""
+        gain = self.knn[-1] - self.knn[0] if self.knn else 0.0
+        return gain if abs(gain) > self.knn_noise else 0.0
+
+    @property
+    def knn_noise(self) -> float:
+        """Twice the standard error of the difference of two kNN accuracies, in points."""
+        share = self.knn[-1] / 100 if self.knn else 0.0
+        return 200 * math.sqrt(2 * share * (1 - share) / max(1, self.queries))
 
     @property
     def entropy_stays_above(self) -> float:
         """Lowest teacher entropy over the last fifth of the run; 0 when not logged."""
         return min(self.entropy[-max(1, len(self.entropy) // 5) :]) if self.entropy else 0.0
+
+
+def _logged(steps: Sequence[Record], name: str) -> list[float]:
+    return [float(record["monitor"][name]) for record in steps if name in record["monitor"]]
+
+
+def _guessing(steps: Sequence[Record]) -> float:
+    """log k from loss = teacher's entropy + divergence of the student, at the most uncertain teacher."""
+    names = {"teacher_entropy", "teacher_student_kl"}
+    taught = [record for record in steps if names <= record["monitor"].keys()]
+    if not taught:
+        return math.inf
+    blurred = max(taught, key=lambda record: record["monitor"]["teacher_entropy"])
+    entropy = float(blurred["monitor"]["teacher_entropy"])
+    if entropy < 0.1:
+        return math.inf
+    return (float(blurred["loss"]) - float(blurred["monitor"]["teacher_student_kl"])) / entropy
 
 
 def read_signs(steps: Sequence[Record], epochs: Sequence[Record]) -> Signs:
@@ -68,7 +103,8 @@ def read_signs(steps: Sequence[Record], epochs: Sequence[Record]) -> Signs:
     smooth = [median(finite[i : i + window]) for i in range(0, len(finite) - window + 1, window)]
     rates = [float(r["schedules"]["lr"]) for r in steps if "lr" in r["schedules"]]
     taus = [float(r["schedules"]["tau_teacher"]) for r in steps if "tau_teacher" in r["schedules"]]
-    kls = [float(r["monitor"]["teacher_student_kl"]) for r in steps if "teacher_student_kl" in r["monitor"]]
+    entropy, kls = _logged(steps, "teacher_entropy"), _logged(steps, "teacher_student_kl")
+    used = _logged(steps, "prototype_entropy")
     monitors = [record["monitors"] for record in epochs]
     ranked = [m for m in monitors if "rankme" in m]
     return Signs(
@@ -84,9 +120,11 @@ def read_signs(steps: Sequence[Record], epochs: Sequence[Record]) -> Signs:
         rank=tuple(m["rankme"] / min(m["images"], m["width"]) for m in ranked),
         rankme=float(ranked[-1]["rankme"]) if ranked else math.nan,
         directions=int(min(ranked[-1]["images"], ranked[-1]["width"])) if ranked else 0,
+        queries=int(monitors[-1]["images"]) // 4 if monitors else 0,
         knn=tuple(float(m["knn"]) for m in monitors if "knn" in m),
-        entropy=tuple(
-            float(r["monitor"]["teacher_entropy"]) for r in steps if "teacher_entropy" in r["monitor"]
-        ),
+        entropy=tuple(entropy),
         kl=median(kls[-window:]) if kls else math.inf,
+        in_use=median(used[-window:]) if used else math.nan,
+        told_apart=median(used[-window:]) - median(entropy[-window:]) if used and entropy else math.nan,
+        guessing=_guessing(steps),
     )

@@ -75,8 +75,8 @@ class Playground(Source):
         rng = np.random.default_rng([self.seed, _STREAMS[self.split], index])
         backdrop = _draw_backdrop(rng)
         light = rng.uniform(-math.pi, 0.0)  # from above
-        size = rng.uniform(0.42, 0.72)
-        slack = 0.5 - 0.47 * size
+        size = rng.uniform(0.44, 0.75)
+        slack = 0.5 - 0.45 * size  # up to a twentieth of it may lie outside
         place = rng.uniform(0.5 - slack, 0.5 + slack), rng.uniform(0.5 - slack, 0.5 + slack)
         main = _draw_thing(rng, _SHAPES[self._labels[index]], size, place, backdrop)
         others: list[Thing] = []

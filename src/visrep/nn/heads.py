@@ -43,7 +43,8 @@ def projection(
 class PrototypeHead(nn.Module):
     """DINO's head (arXiv:2104.14294): MLP, L2-normalised bottleneck, cosine with each of k prototypes.
 
-    ``learn_norm`` also learns the prototypes' lengths (``norm_last_layer=False`` in the official code).
+    ``learn_norm`` also learns the prototypes' lengths (``norm_last_layer=False`` in the official code);
+    ``batch_norm`` normalises the hidden layers (its ``use_bn_in_head``).
     """
 
     def __init__(
@@ -54,11 +55,15 @@ class PrototypeHead(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         learn_norm: bool = False,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            linear(n_in, hidden), nn.GELU(), linear(hidden, hidden), nn.GELU(), linear(hidden, bottleneck)
-        )
+        modules: list[nn.Module] = []
+        for before, after in ((n_in, hidden), (hidden, hidden)):
+            # BatchNorm takes any constant away, so a bias before it would be a parameter without effect.
+            modules.append(linear(before, after, bias=not batch_norm))
+            modules += [nn.BatchNorm1d(after), nn.GELU()] if batch_norm else [nn.GELU()]
+        self.mlp = nn.Sequential(*modules, linear(hidden, bottleneck))
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         self.prototypes_norm = nn.Parameter(torch.ones(prototypes, 1), requires_grad=learn_norm)
         nn.init.kaiming_uniform_(self.prototypes, a=math.sqrt(5))  # nn.Linear's; only directions matter

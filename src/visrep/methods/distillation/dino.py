@@ -58,6 +58,8 @@ class Config:
     """width in which features are compared with the prototypes"""
     learn_norm: bool = False
     """also learn the prototypes' lengths: better for a ViT-S, less stable"""
+    batch_norm: bool = False
+    """BatchNorm in the head: convolutional encoders need it, or all images get nearly the same code for long"""
     tau_student: float = 0.1
     tau_teacher: Schedule = Ramp(0.04, 0.07, epochs=30)
     """lower it when the loss stays at log(prototypes)"""
@@ -94,6 +96,7 @@ class Network(nn.Module):
             hidden=cfg.hidden,
             bottleneck=cfg.bottleneck,
             learn_norm=cfg.learn_norm,
+            batch_norm=cfg.batch_norm,
         )
 
     def forward(self, groups: tuple[Float[Tensor, "_ b c _ _"], ...]) -> Float[Tensor, "v b k"]:

@@ -1,0 +1,286 @@
+"""Whole pretraining steps beside lightly's, with the same narrow ResNet, images, batch and views, in one run.
+
+    pip install lightly==1.6.0        # in this environment; see the README
+    python benchmarks/pretrain.py [--json]
+
+Both sides hold the same uint8 images in memory and do all that a step needs: loading, views, student, teacher where there
+is one, loss, optimiser, moving average. lightly runs as its own examples do, with the number of worker processes that is
+best for it. The last rows split our own step into the encoder and the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor, nn
+
+from visrep.config import Optim, Run
+from visrep.data import CanvasSet, Loader, open_source
+from visrep.encoders import NAMED
+from visrep.engine import _Objective, _State, at_step, build_fabric, take_step
+from visrep.methods.contrastive import simclr
+from visrep.methods.distillation import dino
+from visrep.optim import build_optimizer
+from visrep.schedules import Constant
+from visrep.views import TwoViews, draw
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+ENCODER = NAMED["resnet_narrow"]
+OPTIM = Optim(lr=Constant(1e-3), lr_scaling="none", weight_decay=Constant(0.05))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure."""
+
+    batch: int = 128
+    steps: int = 8
+    """measured steps a repetition"""
+    repetitions: int = 3
+    """the median counts; ours and lightly's take turns"""
+    workers: tuple[int, ...] = (0, 1, 2)
+    """lightly's numbers of worker processes to try"""
+    json: bool = False
+
+
+def rate(step: Callable[[], None], settings: Settings) -> float:
+    """Images a second of one repetition."""
+    began = time.perf_counter()
+    for _ in range(settings.steps):
+        step()
+    return settings.steps * settings.batch / (time.perf_counter() - began)
+
+
+def images(n: int) -> np.ndarray:
+    """The playground at 32 px: uint8 "n h w 3"."""
+    source = open_source(f"playground:n={n},size=32")
+    return np.stack([np.asarray(source.read(i)) for i in range(n)])
+
+
+def ours(run: Run, pixels: np.ndarray) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A whole step of ours, and the encoder's part of it alone: student forward and backward, teacher forward."""
+    run = replace(run, canvas=32)
+    fabric = build_fabric(run)
+    canvases = CanvasSet(open_source(pixels), 32, cache="memory")
+    loader = Loader(canvases, batch=run.batch, seed=0)
+    method = simclr.SimCLR(run.method) if isinstance(run.method, simclr.Config) else dino.DINO(run.method)
+    model, optimizer = fabric.setup(_Objective(method), build_optimizer(method.named_parameters(), run.optim))
+    state = _State(method, {"main": optimizer})
+    total = 10_000
+    stream = enumerate(loader.stream(0, total))
+
+    def step() -> None:
+        i, canvas = next(stream)
+        at = at_step(run, i, total, loader.steps_per_epoch, fabric)
+        take_step(run, model, state, draw(run.method.views, canvas, at), at, fabric)
+
+    groups = draw(run.method.views, canvases.get(np.arange(run.batch)), at_step(run, 0, total, 1, fabric)).crops
+    student = method.backbone if isinstance(method, simclr.SimCLR) else method.student.encoder
+
+    def encoder() -> None:
+        if isinstance(method, dino.DINO):
+            with torch.no_grad():
+                method.teacher.module.encoder(groups[0].flatten(0, 1))
+        torch.stack([student(group.flatten(0, 1)).pool().sum() for group in groups]).sum().backward()
+        for parameter in student.parameters():
+            parameter.grad = None
+
+    return step, encoder
+
+
+class Pictures(torch.utils.data.Dataset):
+    """The same images as PIL, as torchvision data sets give them."""
+
+    def __init__(self, pixels: np.ndarray, transform: Callable[[Image.Image], list[Tensor]]) -> None:
+        self.pictures = [Image.fromarray(x) for x in pixels]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        return self.transform(self.pictures[index])
+
+
+def endless(loader: torch.utils.data.DataLoader) -> Iterator[list[Tensor]]:
+    while True:
+        yield from loader
+
+
+class Pooled(nn.Module):
+    """Our encoder as a plain backbone: "b c h w" to "b d"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = ENCODER.build()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x).pool()
+
+
+def lightly_simclr(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], None]:
+    import _torchvision  # noqa: F401 - declares operators that CPU builds of torch lack, before lightly imports it
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms import SimCLRTransform
+
+    view = run.method.views.first
+    transform = SimCLRTransform(
+        input_size=32,
+        cj_strength=1.0,
+        cj_bright=view.brightness,
+        cj_contrast=view.contrast,
+        cj_sat=view.saturation,
+        cj_hue=view.hue,
+        gaussian_blur=view.blur,
+    )
+    model = nn.Sequential(Pooled(), SimCLRProjectionHead(ENCODER.width * 8, run.method.hidden, run.method.out))
+    criterion = NTXentLoss(temperature=run.method.tau)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    batches = endless(load(Pictures(pixels, transform), run.batch, workers))
+
+    def step() -> None:
+        first, second = next(batches)
+        loss = criterion(model(first), model(second))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def lightly_dino(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], None]:
+    import _torchvision  # noqa: F401
+    from lightly.loss import DINOLoss
+    from lightly.models.modules import DINOProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+    from lightly.transforms import DINOTransform
+
+    cfg = run.method
+    transform = DINOTransform(global_crop_size=32, local_crop_size=16, n_local_views=cfg.views.n_local)
+    backbone, width = Pooled(), ENCODER.width * 8
+    head = DINOProjectionHead(width, cfg.hidden, cfg.bottleneck, cfg.prototypes, freeze_last_layer=-1)
+    teacher_backbone, teacher_head = copy.deepcopy(backbone), copy.deepcopy(head)
+    deactivate_requires_grad(teacher_backbone)
+    deactivate_requires_grad(teacher_head)
+    criterion = DINOLoss(output_dim=cfg.prototypes)
+    optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=1e-3, fused=True)
+    batches = endless(load(Pictures(pixels, transform), run.batch, workers))
+
+    def step() -> None:
+        views = next(batches)
+        update_momentum(backbone, teacher_backbone, m=0.99)
+        update_momentum(head, teacher_head, m=0.99)
+        with torch.no_grad():
+            targets = [teacher_head(teacher_backbone(view)) for view in views[:2]]
+        loss = criterion(targets, [head(backbone(view)) for view in views], epoch=0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def load(data: Pictures, batch: int, workers: int) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(
+        data, batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+    )
+
+
+def main(settings: Settings) -> None:
+    pixels = images(4096)
+    view = simclr.SMALL
+    with tempfile.TemporaryDirectory():
+        runs: dict[str, tuple[Run, Any]] = {
+            "simclr 2x32": (
+                Run(
+                    method=simclr.Config(encoder=ENCODER, views=TwoViews(view, view), hidden=512, tau=0.2),
+                    optim=OPTIM,
+                    batch=settings.batch,
+                ),
+                lightly_simclr,
+            ),
+            "dino 2x32+6x16": (
+                Run(
+                    method=dino.Config(
+                        encoder=ENCODER,
+                        views=dino.crops(size=32, local=16, n_local=6, scale=(0.4, 1.0), local_scale=(0.05, 0.4)),
+                        prototypes=1024,
+                        hidden=512,
+                        bottleneck=64,
+                    ),
+                    optim=OPTIM,
+                    batch=settings.batch,
+                ),
+                lightly_dino,
+            ),
+        }
+        for name, (run, peer) in runs.items():
+            compare(name, run, peer, pixels, settings)
+
+
+def compare(name: str, run: Run, peer: Any, pixels: np.ndarray, settings: Settings) -> None:
+    step, encoder = ours(run, pixels)
+    best = max(settings.workers, key=lambda n: warmed(peer(run, pixels, n), settings, once=True)[0])
+    peer_step = peer(run, pixels, best)
+    for warm in (step, encoder, peer_step):
+        warm()
+        warm()
+    rates: dict[str, list[float]] = {"ours": [], "peer": [], "encoder": []}
+    for _ in range(settings.repetitions):
+        for who, one in (("ours", step), ("peer", peer_step), ("encoder", encoder)):
+            rates[who].append(rate(one, settings))
+    mine, theirs, alone = (statistics.median(rates[who]) for who in ("ours", "peer", "encoder"))
+    hardware = f"{torch.get_num_threads()} threads, {torch.__version__}"
+    show(
+        settings,
+        {
+            "name": f"{name}: whole step, lightly 1.6 ({best} workers)",
+            "ratio": round(mine / theirs, 2),
+            "ours": round(mine, 1),
+            "lightly": round(theirs, 1),
+            "unit": "images/s",
+            "hardware": hardware,
+        },
+    )
+    show(
+        settings,
+        {
+            "name": f"{name}: share of the step outside the encoder",
+            "ratio": round(1 - mine / alone, 3),
+            "ours": round(mine, 1),
+            "encoder alone": round(alone, 1),
+            "unit": "images/s",
+            "hardware": hardware,
+        },
+    )
+
+
+def warmed(step: Callable[[], None], settings: Settings, *, once: bool) -> list[float]:
+    step()
+    return [rate(step, settings) for _ in range(1 if once else settings.repetitions)]
+
+
+def show(settings: Settings, row: dict) -> None:
+    if settings.json:
+        print(json.dumps(row), flush=True)
+    else:
+        print("  ".join(f"{key}={value}" if key != "name" else str(value) for key, value in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

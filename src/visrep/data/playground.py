@@ -22,11 +22,11 @@ _SHAPES, _PATTERNS, _BACKDROPS = tuple(SHAPES), tuple(PATTERNS), tuple(BACKDROPS
 _STREAMS = {"train": 0, "test": 1}
 
 # The three numbers below set how hard the shape is to find among everything else that varies.
-_OTHERS = (0.5, 0.33, 0.17)
+_OTHERS = (0.6, 0.28, 0.12)
 """chances of no, one and two smaller objects"""
-_TILT = 0.26
-"""largest rotation in radians, 15 degrees: things stand upright, as they mostly do in photographs"""
-_CONTRAST = 0.22
+_TILT = 0.2
+"""largest rotation in radians, 11 degrees: things stand upright, as they mostly do in photographs"""
+_CONTRAST = 0.15
 """largest difference between a background's colours, in each channel"""
 
 
@@ -75,8 +75,8 @@ class Playground(Source):
         rng = np.random.default_rng([self.seed, _STREAMS[self.split], index])
         backdrop = _draw_backdrop(rng)
         light = rng.uniform(-math.pi, 0.0)  # from above
-        size = rng.uniform(0.44, 0.75)
-        slack = 0.5 - 0.45 * size  # up to a twentieth of it may lie outside
+        size = rng.uniform(0.42, 0.75)
+        slack = 0.5 - 0.42 * size  # up to a twelfth of it may lie outside
         place = rng.uniform(0.5 - slack, 0.5 + slack), rng.uniform(0.5 - slack, 0.5 + slack)
         main = _draw_thing(rng, _SHAPES[self._labels[index]], size, place, backdrop)
         others: list[Thing] = []

@@ -14,6 +14,6 @@ NAMED: dict[str, ViT | ResNet] = {
     "resnet50": ResNet(50),
     "resnet18_small": ResNet(18, stem="small"),
     # for two CPU cores and images of about 32 pixels
-    "vit_narrow": ViT(image=32, patch=4, width=128, depth=6, heads=4),
+    "vit_narrow": ViT(image=32, patch=4, width=128, depth=4, heads=4),
     "resnet_narrow": ResNet(18, width=16, stem="small"),
 }

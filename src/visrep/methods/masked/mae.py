@@ -147,19 +147,21 @@ def playground() -> Run[Config]:
 
 
 def small32() -> Run[Config]:
-    """32-px images, a narrow ViT; about five minutes on two cores for 10,000 images."""
+    """32-px images, a narrow ViT; three minutes on two cores for 10,000 images."""
     return Run(
         method=Config(
-            encoder=ViT(image=32, patch=4, width=128, depth=6, heads=4, position="sincos"),
+            encoder=ViT(image=32, patch=4, width=128, depth=4, heads=4, position="sincos"),
             views=OneView(replace(PLAIN, size=32)),
             decoder_width=64,
-            decoder_depth=2,
+            decoder_depth=1,
             decoder_heads=4,
         ),
-        optim=_adamw(lr=1e-3, lr_scaling="none", warmup=4.0),
+        optim=_adamw(lr=2e-3, lr_scaling="none", warmup=1),
         limit=10_000,
-        epochs=80,
-        batch=256,
+        epochs=9,
+        batch=128,
+        monitor_epochs=2,
+        monitor_images=1000,
     )
 
 

@@ -19,7 +19,7 @@ try:
 except RuntimeError:
     _declare_operators()
 
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
+from torchvision.transforms import v2  # noqa: E402 - after the operators are declared
+from torchvision.transforms.v2 import functional  # noqa: E402
 
 __all__ = ["functional", "v2"]

@@ -71,7 +71,7 @@ def test_crop_and_resize_equal_torchvision(interpolation, rows: int, box) -> Non
     pixels = canvases(2, 96).pixels
     ours = resized(pixels, box, Resize(96, 80, interpolation, 0.0, rows))
     mode = v2.InterpolationMode(interpolation)
-    theirs = functional.resized_crop(pixels / 255, *box, [80, 80], mode, antialias=True).clamp(0, 1)
+    theirs = functional.resized_crop(pixels / 255, *box, size=[80, 80], interpolation=mode, antialias=True).clamp(0, 1)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
@@ -176,7 +176,7 @@ def by_torchvision(view: View, pixels: Tensor, p: Parameters, *, blur_last: bool
     for i in range(len(p.boxes)):
         box = (p.boxes[i] * s).round().int().tolist()
         mode = v2.InterpolationMode(view.interpolation)
-        x = functional.resized_crop(pixels[i] / 255, *box, [view.size] * 2, mode, antialias=True)
+        x = functional.resized_crop(pixels[i] / 255, *box, size=[view.size] * 2, interpolation=mode, antialias=True)
         x = x.flip(-1) if p.flipped[i] else x
         sigma = p.sigma[i].item()
         reach = int(np.ceil(4 * sigma))

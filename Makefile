@@ -11,7 +11,7 @@ demo: setup
 	.venv/bin/visrep demo
 
 test: setup
-	.venv/bin/pytest -n 2
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2
 
 lint: setup
 	.venv/bin/ruff format --check .

@@ -1,12 +1,15 @@
 """Whole pretraining steps beside lightly's, with the same narrow ResNet, images, batch and views, in one run.
 
-    pip install lightly==1.6.0        # in this environment; see the README
+    pip install lightly==1.6.0
     python benchmarks/pretrain.py [--json]
 
-Both sides hold the same uint8 images in memory and do all that a step needs: loading, views, student, teacher where there
-is one, loss, optimiser, moving average. lightly runs as its own examples do, with the number of worker processes that is
-best for it. The last rows split our own step into the encoder and the rest.
+Both sides hold the same uint8 images in memory and do all that a step needs: loading, views, student, teacher where
+there is one, loss, optimiser, moving average. lightly runs as its own examples do, with the number of worker processes
+that is best for it. The second row of each method splits our own step into the encoder and the rest.
 """
+
+# lightly is installed for this comparison only
+# pyright: reportMissingImports=false, reportPrivateImportUsage=false, reportArgumentType=false
 
 from __future__ import annotations
 
@@ -88,7 +91,9 @@ def ours(run: Run, pixels: np.ndarray) -> tuple[Callable[[], None], Callable[[],
         at = at_step(run, i, total, loader.steps_per_epoch, fabric)
         take_step(run, model, state, draw(run.method.views, canvas, at), at, fabric)
 
-    groups = draw(run.method.views, canvases.get(np.arange(run.batch)), at_step(run, 0, total, 1, fabric)).crops
+    groups = draw(
+        run.method.views, canvases.get(np.arange(run.batch)), at_step(run, 0, total, 1, fabric)
+    ).crops
     student = method.backbone if isinstance(method, simclr.SimCLR) else method.student.encoder
 
     def encoder() -> None:
@@ -133,10 +138,11 @@ class Pooled(nn.Module):
 
 
 def lightly_simclr(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], None]:
-    import _torchvision  # noqa: F401 - declares operators that CPU builds of torch lack, before lightly imports it
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
+
+    import _torchvision  # noqa: F401 - declares operators that CPU builds of torch lack, before lightly imports it
 
     view = run.method.views.first
     transform = SimCLRTransform(
@@ -148,7 +154,9 @@ def lightly_simclr(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], N
         cj_hue=view.hue,
         gaussian_blur=view.blur,
     )
-    model = nn.Sequential(Pooled(), SimCLRProjectionHead(ENCODER.width * 8, run.method.hidden, run.method.out))
+    model = nn.Sequential(
+        Pooled(), SimCLRProjectionHead(ENCODER.width * 8, run.method.hidden, run.method.out)
+    )
     criterion = NTXentLoss(temperature=run.method.tau)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     batches = endless(load(Pictures(pixels, transform), run.batch, workers))
@@ -164,11 +172,12 @@ def lightly_simclr(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], N
 
 
 def lightly_dino(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], None]:
-    import _torchvision  # noqa: F401
     from lightly.loss import DINOLoss
     from lightly.models.modules import DINOProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
     from lightly.transforms import DINOTransform
+
+    import _torchvision  # noqa: F401
 
     cfg = run.method
     transform = DINOTransform(global_crop_size=32, local_crop_size=16, n_local_views=cfg.views.n_local)
@@ -218,7 +227,9 @@ def main(settings: Settings) -> None:
                 Run(
                     method=dino.Config(
                         encoder=ENCODER,
-                        views=dino.crops(size=32, local=16, n_local=6, scale=(0.4, 1.0), local_scale=(0.05, 0.4)),
+                        views=dino.crops(
+                            size=32, local=16, n_local=6, scale=(0.4, 1.0), local_scale=(0.05, 0.4)
+                        ),
                         prototypes=1024,
                         hidden=512,
                         bottleneck=64,
@@ -279,7 +290,10 @@ def show(settings: Settings, row: dict) -> None:
     if settings.json:
         print(json.dumps(row), flush=True)
     else:
-        print("  ".join(f"{key}={value}" if key != "name" else str(value) for key, value in row.items()), flush=True)
+        print(
+            "  ".join(f"{key}={value}" if key != "name" else str(value) for key, value in row.items()),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ Made by `python docs/generate.py` from `records/`: do not edit. Each record hold
 and the results of every seed with confidence intervals. Values are percent, mean ± standard deviation over seeds.
 
 **Verified** means three things: the loss equals the official code's on fixed inputs, forward and gradient; two ranks
-on half batches equal one, and a resumed run equals an unbroken one (the test suite shows both); and on real images, with
-at least three seeds, the trained encoder beats its untrained twin and raw pixels in the protocol in bold: the lowest 95 %
-confidence bound of its seeds lies above the highest value of theirs.
+on half batches equal one, and a resumed run equals an unbroken one (the test suite shows both); and on real images,
+with at least three seeds, the trained encoder beats its untrained twin and raw pixels in the protocol in bold: the
+lowest 95 % confidence bound of its seeds lies above the highest value of theirs.
 """
 
 METHODS_HEAD = """\

@@ -194,7 +194,8 @@ def foreign_notes(array: Path, notes: Path) -> None:
 
 
 def other_source(array: Path, notes: Path) -> None:
-    notes.write_text(json.dumps({**json.loads(notes.read_text()), "fingerprint": "another"}))
+    content = json.loads(notes.read_text())
+    notes.write_text(json.dumps({**content, "fingerprint": "another", "sizes": [[1, 1]] * N}))
 
 
 def no_notes(array: Path, notes: Path) -> None:
@@ -250,7 +251,7 @@ def test_fingerprint_follows_content(folder: Path, tmp_path: Path) -> None:
     assert mark() != first, "one file written anew"
     images = np.zeros((200, 4, 4, 3), np.uint8)
     before = fingerprint(open_source(images), 8)
-    images[101, 2, 2, 2] = 1
+    images[102, 2, 2, 2] = 1
     assert fingerprint(open_source(images), 8) != before, "one pixel of one image"
     worlds = [fingerprint(open_source(f"playground:n=70,size={size}"), 8) for size in (16, 24)]
     assert worlds[0] != worlds[1], "a source without record of change is read"

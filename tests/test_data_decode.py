@@ -61,6 +61,13 @@ def test_shrinking_a_large_jpeg_while_decoding_changes_little() -> None:
     assert close(canvas, image, 1.5)
 
 
+def test_shrinking_while_decoding_keeps_detail() -> None:
+    stripes = np.zeros((300, 300, 3), dtype=np.uint8)
+    stripes[:, np.arange(300) % 12 < 6] = 255  # some 5 pixels wide on a canvas of 128
+    canvas, _ = decode(encoded(Image.fromarray(stripes), "JPEG", quality=95), 128)
+    assert close(canvas, Image.fromarray(stripes), 3)
+
+
 def test_shrinking_is_antialiased() -> None:
     stripes = np.zeros((64, 64, 3), dtype=np.uint8)
     stripes[:, ::2] = 255

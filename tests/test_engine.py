@@ -17,8 +17,9 @@ from PIL import Image
 import visrep
 from visrep.api import override, with_encoder
 from visrep.config import Run
-from visrep.engine import NotFinite, resume, start
+from visrep.engine import resume, start
 from visrep.methods import preset
+from visrep.monitor import NotFinite
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant
 
@@ -55,14 +56,24 @@ from dataclasses import replace
 from visrep import engine
 from visrep.methods import preset
 run = preset(sys.argv[1] + ":tiny")[2]
-run = replace(run, out=sys.argv[2], epochs=4, monitor_images=40)
+run = replace(run, out=sys.argv[2], epochs=12, monitor_images=40)
 engine.start(run, method=sys.argv[1], preset="tiny")
 """
 
 
-@pytest.mark.parametrize("name", ["simclr", "dino", "mae"])
-def test_a_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(name: str, tmp_path: Path):
-    whole = replace(tiny(name, tmp_path / "whole"), epochs=4)
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("simclr", signal.SIGKILL),
+        ("dino", signal.SIGKILL),
+        ("mae", signal.SIGKILL),
+        ("simclr", signal.SIGINT),
+    ],
+)
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    name: str, how: signal.Signals, tmp_path: Path
+):
+    whole = replace(tiny(name, tmp_path / "whole"), epochs=12)
     start(whole, method=name, preset="tiny")
     broken = tmp_path / "broken"
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -70,14 +81,16 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(name: str, 
     deadline = time.monotonic() + 60
     while not (broken / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, how)
     process.wait()
+    if how == signal.SIGINT:
+        assert RunFolder(broken).about()["status"] == "stopped"
     stopped_at = RunFolder(broken).load_checkpoint()["step"]
     resume(broken)
     expected, got = RunFolder(tmp_path / "whole"), RunFolder(broken)
     a, b = expected.load_checkpoint(), got.load_checkpoint()
-    assert a["step"] == b["step"] == 16
-    assert stopped_at < 16, "the process finished before it could be killed"
+    assert a["step"] == b["step"] == 48
+    assert stopped_at < 48, "the process finished before it could be killed"
     assert a["method"].keys() == b["method"].keys()
     for key, value in a["method"].items():
         assert torch.equal(value, b["method"][key]), key

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from visrep.config import Run
 from visrep.data import CanvasSet, Loader, canvas_size, open_source
-from visrep.distributed import mean_over_ranks
 from visrep.encoders import save_encoder
+from visrep.interruption import Interruption
+from visrep.log import TrainingLog
 from visrep.machine import keep_freed_memory
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.methods import load_method, method_class
-from visrep.monitor import Monitor, NotFinite
+from visrep.monitor import Monitor
 from visrep.nn.batchnorm import convert_batchnorm
 from visrep.optim import build_optimizer, clip_gradients, drop_frozen_gradients, set_schedules
 from visrep.progress import TrainingProgress
 from visrep.rundir import RunFolder, describe
-from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
 from visrep.views import draw
-
-KINDS_OF_SCHEDULE = (Constant, Cosine, Ramp, Step, Warmup)
 
 
 class _Objective(nn.Module):
@@ -122,12 +120,6 @@ def at_step(run: Run, step: int, total: int, steps_per_epoch: int, fabric: Fabri
     return At(step, total, steps_per_epoch, rng, fabric.global_rank, fabric.world_size)
 
 
-def schedule_values(run: Run, at: At) -> dict[str, float]:
-    """The method's own schedules at this moment, by field name."""
-    values = ((f.name, getattr(run.method, f.name)) for f in fields(run.method))
-    return {name: value(at) for name, value in values if isinstance(value, KINDS_OF_SCHEDULE)}
-
-
 def micro_batches(batch: Batch, n: int) -> list[Batch]:
     """The batch in ``n`` equal parts. Raises ValueError when it does not divide."""
     if len(batch) % n:
@@ -184,7 +176,8 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
     run = resolve(run)
     about = describe(run, method=method, preset=preset, overrides=overrides)
     folder = RunFolder.create(run.out, about, writes=fabric.is_global_zero)
-    train(run, folder, fabric, method=method, resume=False)
+    with says_how_it_ended(folder):
+        train(run, folder, fabric, method=method, resume=False)
     return folder.path
 
 
@@ -198,12 +191,29 @@ def resume(path: str | Path) -> Path:
     fabric.launch()
     folder.writes = fabric.is_global_zero
     if about["status"] != "finished":
-        train(run, folder, fabric, method=about["method"], resume=True)
+        with says_how_it_ended(folder):
+            train(run, folder, fabric, method=about["method"], resume=True)
     return folder.path
 
 
+@contextmanager
+def says_how_it_ended(folder: RunFolder) -> Iterator[None]:
+    """Leave the reason in run.json when a run stops before its end."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        folder.update("stopped", str(stop) or "interrupted")
+        raise
+    except Exception as error:
+        folder.update("failed", str(error))
+        raise
+
+
 def train(run: Run, folder: RunFolder, fabric: Fabric, *, method: str, resume: bool) -> None:
-    """The loop: from the first step or the last checkpoint to the end of the run. Ctrl-C saves a checkpoint."""
+    """The loop: from the first step or the last checkpoint to the end of the run.
+
+    Ctrl-C and SIGTERM save a checkpoint at the end of the step and raise KeyboardInterrupt.
+    """
     canvases = open_canvases(run, folder, progress=fabric.is_global_zero)
     loader = Loader(
         canvases,
@@ -236,37 +246,31 @@ def train(run: Run, folder: RunFolder, fabric: Fabric, *, method: str, resume: b
 
     monitor = Monitor(run, canvases, folder, fabric)
     every = monitor_steps(run, loader.steps_per_epoch, total)
-    log = _Log(run, folder, fabric, loader.steps_per_epoch, total)
+    log = TrainingLog(run, folder, loader.steps_per_epoch, total)
     saved_at = time.monotonic()
     step = start
-    try:
-        with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress:
-            for canvas in loader.stream(start, total):
-                at = at_step(run, step, total, loader.steps_per_epoch, fabric)
-                # Dropout and drop path draw from the global generator: seeded too, and different on each rank.
-                torch.manual_seed(hash((run.seed, step, fabric.global_rank)))
-                batch = draw(run.method.views, canvas.to(fabric.device), at)
-                taken, values, grad_norm = take_step(run, model, state, batch, at, fabric)
-                step += 1
-                written = log.add(at, taken, values, grad_norm)
-                progress.advance(log.loss, run.batch)
-                ends = step in every or step == total
-                if ends:
-                    log.flush()
-                    progress.say(monitor.measure(module, at, loader.steps_per_epoch))
-                # Ranks have clocks of their own: the first one decides, at a moment that all of them reach.
-                if ends or (
-                    written and fabric.broadcast(time.monotonic() - saved_at > 60 * run.checkpoint_minutes)
-                ):
-                    state.save(folder, step)
-                    saved_at = time.monotonic()
-    except KeyboardInterrupt:
-        state.save(folder, step)
-        folder.update("stopped", f"interrupted at step {step} of {total}")
-        raise
-    except Exception as error:
-        folder.update("failed", str(error))
-        raise
+    with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
+        for canvas in loader.stream(start, total):
+            at = at_step(run, step, total, loader.steps_per_epoch, fabric)
+            # Dropout and drop path draw from the global generator: seeded too, and different on each rank.
+            torch.manual_seed(hash((run.seed, step, fabric.global_rank)))
+            batch = draw(run.method.views, canvas.to(fabric.device), at)
+            taken, values, grad_norm = take_step(run, model, state, batch, at, fabric)
+            step += 1
+            written = log.add(at, taken, values, grad_norm)
+            progress.advance(log.loss, run.batch)
+            ends = step in every or step == total
+            if ends:
+                log.flush()
+                progress.say(monitor.measure(module, at, loader.steps_per_epoch))
+            # Ranks have clocks and signals of their own: the first one decides, at a moment that all of them reach.
+            due = stop.requested or time.monotonic() - saved_at > 60 * run.checkpoint_minutes
+            if ends or (fabric.world_size == 1 and due) or (written and fabric.broadcast(due)):
+                log.flush()
+                state.save(folder, step)
+                saved_at = time.monotonic()
+                if fabric.broadcast(stop.requested):
+                    raise KeyboardInterrupt(f"interrupted after step {step} of {total}")
     if fabric.is_global_zero:
         save_encoder(folder.path, module.encoder)
         monitor.save_pictures(module, at_step(run, 0, total, loader.steps_per_epoch, fabric))
@@ -288,78 +292,3 @@ def write_unreadable(path: Path, canvases: CanvasSet) -> None:
     if canvases.unreadable:
         lines = (text.replace(": ", "\t", 1) for _, text in sorted(canvases.unreadable.items()))
         (path / "unreadable.txt").write_text("\n".join(lines) + "\n")
-
-
-class _Log:
-    """Collects losses on the device and writes their means: one synchronisation every few steps, not every step."""
-
-    def __init__(self, run: Run, folder: RunFolder, fabric: Fabric, steps_per_epoch: int, total: int) -> None:
-        self.run, self.folder, self.fabric = run, folder, fabric
-        self.steps_per_epoch = steps_per_epoch
-        self.every = max(1, min(50, total // 200))
-        self.pending: list[tuple[At, dict[str, Tensor], dict[str, Tensor]]] = []
-        self.schedules: dict[str, float] = {}
-        self.loss = float("nan")
-        self.began = self.since = time.monotonic()
-        self.cpu_began = time.process_time()
-
-    def add(self, at: At, taken: list[Losses], values: dict[str, float], grad_norm: Tensor) -> bool:
-        """Keep the losses of one step; True when they were written."""
-        terms = _means([losses.terms for losses in taken])
-        monitor = {**_means([losses.monitor for losses in taken]), "grad_norm": grad_norm}
-        self.pending.append((at, terms, monitor))
-        self.schedules = values
-        if len(self.pending) < self.every:
-            return False
-        self.flush()
-        return True
-
-    def flush(self) -> None:
-        """Write the mean over the pending steps and all ranks. Raises NotFinite naming the term and the step."""
-        if not self.pending:
-            return
-        names = list(self.pending[0][1])
-        terms = self._over_ranks([step_terms for _, step_terms, _ in self.pending])
-        for (at, _, _), row in zip(self.pending, terms.tolist(), strict=True):
-            for name, value in zip(names, row, strict=True):
-                if not math.isfinite(value):
-                    raise NotFinite(
-                        f"The loss term {name!r} became {value} at step {at.step} (epoch {at.epoch:.2f}). "
-                        f"The last checkpoint is from before. Lower optim.lr (now {self.run.optim.lr}), "
-                        "lengthen its warm-up, or set optim.clip to 1-3."
-                    )
-        at = self.pending[-1][0]
-        monitor = self._over_ranks([step_monitor for _, _, step_monitor in self.pending]).mean(0).tolist()
-        means = terms.mean(0).tolist()
-        self.loss = sum(means)
-        now = time.monotonic()
-        self.folder.record(
-            {
-                "kind": "step",
-                "step": at.step + 1,
-                "epoch": (at.step + 1) / self.steps_per_epoch,
-                "loss": self.loss,
-                "terms": dict(zip(names, means, strict=True)),
-                "monitor": dict(zip(self.pending[0][2], monitor, strict=True)),
-                "schedules": {**self.schedules, **schedule_values(self.run, at)},
-                "images_per_second": len(self.pending) * self.run.batch / (now - self.since),
-                "seconds": now - self.began,
-                "cpu_seconds": time.process_time() - self.cpu_began,
-            }
-        )
-        self.pending.clear()
-        self.since = now
-
-    def _over_ranks(self, rows: list[dict[str, Tensor]]) -> Tensor:
-        """Rows of named scalars as "steps names" on the CPU, each the mean over ranks."""
-        table = torch.stack([torch.stack(list(row.values())) for row in rows])
-        return mean_over_ranks(table).cpu()
-
-
-def _means(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of every named scalar over the micro-batches and turns that have it, still on the device."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {
-        name: torch.stack([row[name].detach().float() for row in rows if name in row]).mean()
-        for name in names
-    }

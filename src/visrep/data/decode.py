@@ -102,9 +102,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return Image.fromarray(_scale(np.asarray(image)))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         return image.convert("RGBA")
-    if image.mode in ("L", "1"):
-        return image.convert("L")
-    return image.convert("RGB")
+    return image if image.mode == "L" else image.convert("RGB")
 
 
 def _scale(values: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:

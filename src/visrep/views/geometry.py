@@ -1,7 +1,9 @@
 """Crop, antialiased resize, mirror and blur: all linear and separable, so one matrix an axis, ``A_y X A_x^T``.
 
 The matrices have few entries a row, near a diagonal. Small images, and all on a GPU, are multiplied whole, many at
-a time. Large ones on a CPU are multiplied one by one, in tiles of rows that leave out most of what is zero.
+a time. Large ones on a CPU are multiplied one by one: the rows of a matrix are cut into tiles, and a tile sees a
+window of the image just wide enough. Windows of one image are equally wide and equally spaced, so that overlapping
+views of its memory are one batched matrix product.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ EDGE = 1e-3
 """a box that reaches less than this into a pixel does not use it: fractions are rounded numbers"""
 BLUR_REACH = 4
 """a Gaussian is cut off at this many standard deviations"""
-TILE = 32
-"""rows of a view in a tile"""
+TILE = 24
+"""rows of a tile, at least"""
 WHOLE = 4e6
 """floating-point operations an image up to which a CPU does not use tiles"""
 
@@ -37,13 +39,17 @@ class Resize:
     interpolation: Interpolation
     widest: float
     """greatest sigma of a blur, 0 if there is none"""
-    rows: int
-    """rows of a tile; ``size`` for a single one"""
+    tiles: int
+    """into how many tiles the rows of a matrix are cut; divides ``size``"""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return self.size // self.tiles
 
     @property
     def taps(self) -> int:
-        """Canvas pixels a row of the view looks at: as many as the largest box needs, so that no view depends on
-        the others."""
+        """Canvas pixels that a row looks at: enough for the largest box, so that no view depends on another."""
         return min(self.canvas, int(2 * RADIUS[self.interpolation] * max(self.canvas / self.size, 1.0)) + 2)
 
     @property
@@ -53,11 +59,10 @@ class Resize:
 
     @property
     def window(self) -> int:
-        """Canvas pixels a tile looks at, at most."""
-        if self.rows == self.size:
+        """Canvas pixels that a tile looks at, at most; one more a tile, as windows are whole pixels apart."""
+        if self.tiles == 1:
             return self.canvas
-        spread = math.ceil((self.rows + 2 * self.halo) * max(self.canvas / self.size, 1.0))
-        return min(self.canvas, spread + self.taps + 1)
+        return math.ceil((self.rows + 2 * self.halo) * self.canvas / self.size) + self.taps + self.tiles
 
 
 def plan_resize(
@@ -65,98 +70,129 @@ def plan_resize(
 ) -> Resize:
     """Choose the tiles: a single one on a GPU and for small images."""
     work = 6 * size * canvas * (canvas + size)
-    rows = TILE if device.type == "cpu" and size > TILE and work > WHOLE else size
-    return Resize(canvas, size, interpolation, widest, rows)
+    most = size // TILE if device.type == "cpu" and work > WHOLE else 1
+    tiles = max(t for t in range(1, max(most, 1) + 1) if size % t == 0)
+    return Resize(canvas, size, interpolation, widest, tiles)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The matrices of one axis of n views, in t tiles of r rows, of which only a window of w columns is stored."""
+    """The matrices of one axis of n views, in t tiles of r rows, of which a window of w columns is stored."""
 
     tiles: Float[Tensor, "n t r w"]
-    left: Int[Tensor, "n t"]
-    """column with which a window starts"""
-    right: Int[Tensor, "n t"]
-    """column before which the entries in it end"""
+    start: Int[Tensor, " n"]
+    """column with which the first window starts, negative where it reaches beyond the canvas"""
+    step: Int[Tensor, " n"]
+    """columns from one window to the next"""
+    width: Int[Tensor, " n"]
+    """columns of the windows that have entries"""
+    mirrored: Bool[Tensor, " n"]
+    """whether the last tile makes the first pixels of the view"""
 
 
-def make_axis(
-    start: Float[Tensor, " n"],
-    length: Float[Tensor, " n"],
-    mirrored: Bool[Tensor, " n"],
-    sigma: Float[Tensor, " n"],
-    how: Resize,
-) -> Axis:
-    """Matrices that cut ``length`` canvas pixels from ``start``, resize them, mirror and blur.
+def make_axes(
+    boxes: Float[Tensor, "n 4"], mirrored: Bool[Tensor, " n"], sigma: Float[Tensor, " n"], how: Resize
+) -> tuple[Axis, Axis]:
+    """Matrices down and across that cut out ``boxes`` (top, left, height, width), resize, mirror and blur them.
 
-    The filter of the resize is PIL's and torchvision's antialiasing one (bicubic with a = -0.5), stretched when
-    shrinking; it sees only pixels of the box, as if that had been cropped first. The blur is a true Gaussian of
-    ``sigma`` pixels of the view (0 for none), its edges mirrored as torchvision's.
+    Boxes are in canvas pixels. The filter of the resize is PIL's and torchvision's antialiasing one (bicubic with
+    a = -0.5), stretched when shrinking; it sees only pixels of the box, as if that had been cropped first. The blur
+    is a true Gaussian of ``sigma`` pixels of the view (0 for none), its edges mirrored as torchvision's.
     """
-    halo, device = how.halo, start.device
-    offset = torch.arange(-halo, how.rows + halo, device=device)
-    row = (torch.arange(0, how.size, how.rows, device=device)[:, None] + offset).abs_()
-    row = torch.minimum(row, 2 * (how.size - 1) - row).clamp_(
-        min=0
-    )  # t e: the tile's and, mirrored, those around
-    first, weight = _filter(start, length, mirrored, row, how)
+    n = len(boxes)
+    start, length = boxes[:, :2].t().flatten(), boxes[:, 2:].t().flatten()  # 2n: all tops, then all lefts
+    both = _make_axis(start, length, torch.cat([torch.zeros_like(mirrored), mirrored]), sigma.repeat(2), how)
+    parts = (both.tiles, both.start, both.step, both.width, both.mirrored)
+    return Axis(*(x[:n] for x in parts)), Axis(*(x[n:] for x in parts))
 
-    if how.rows == how.size:
-        left = torch.zeros_like(first[:, :, 0])
-        right = left + how.canvas
+
+def _make_axis(start: Tensor, length: Tensor, mirrored: Tensor, sigma: Tensor, how: Resize) -> Axis:
+    device, halo, last = start.device, how.halo, how.size - 1
+    tile = torch.arange(how.tiles, device=device)
+    offset = torch.arange(-halo, how.rows + halo, device=device)
+    backwards = (how.rows - 1) - offset
+    inside = torch.where(mirrored[:, None], backwards, offset)[:, None]  # n 1 e: in the tile and around it
+    row = (inside + how.rows * tile[:, None]).abs_()
+    row = torch.minimum(row, 2 * last - row)  # n t e: mirrored at the edges, as blurs see it
+    filters = _Filter(start, length, how)
+    first = filters.first(row)
+    weight = filters.weight(row, first)
+
+    if how.tiles == 1:
+        step = begin = torch.zeros_like(first[:, 0, 0])
+        width = begin + how.canvas
+        column = first
     else:
-        reach = (BLUR_REACH * sigma).ceil_()[:, None, None]
-        needed = (offset >= -reach) & (offset < how.rows + reach)  # n 1 e
-        left = torch.where(needed, first, how.canvas).amin(2)
-        right = torch.where(needed, first, 0).amax(2) + how.taps
-    column = (first - left[:, :, None])[..., None] + torch.arange(how.taps, device=device)
-    column = column.clamp_(0, how.window - 1)  # rows that are not needed may lie outside
-    spread = torch.zeros(*first.shape, how.window, device=device).scatter_(3, column, weight)  # n t e w
+        step = (length * (how.rows / how.size)).floor_().long()
+        reach = (BLUR_REACH * sigma).ceil_().clamp_(max=halo).long()[:, None]
+        left = filters.first((tile * how.rows - reach)[..., None])[..., 0] - step[:, None] * tile
+        right = (
+            filters.first((tile * how.rows + how.rows - 1 + reach)[..., None])[..., 0] - step[:, None] * tile
+        )
+        begin = left.amin(1)
+        width = right.amax(1) + how.taps - begin
+        column = first - (begin[:, None] + step[:, None] * tile)[..., None]
+        column.clamp_(0, how.window - how.taps)  # rows further away than the blur looks may lie outside
+    index = column[..., None] + torch.arange(how.taps, device=device)
+    spread = torch.zeros(*first.shape, how.window, device=device).scatter_(3, index, weight)  # n t e w
     tiles = spread[:, :, halo : halo + how.rows]
     blurred = sigma.nonzero()[:, 0]
     if len(blurred):
-        blur = _blur(sigma[blurred], how)[:, None].expand(-1, tiles.shape[1], -1, -1)
-        tiles = tiles.index_copy(0, blurred, torch.matmul(blur, spread[blurred]))
-    return Axis(tiles, left, right)
+        blur = _blur(sigma[blurred], how)[:, None]
+        tiles = tiles.index_copy(0, blurred, torch.matmul(blur, spread.index_select(0, blurred)))
+    return Axis(tiles, begin, step, width, mirrored)
 
 
-def _filter(
-    start: Float[Tensor, " n"],
-    length: Float[Tensor, " n"],
-    mirrored: Bool[Tensor, " n"],
-    row: Int[Tensor, "t e"],
-    how: Resize,
-) -> tuple[Int[Tensor, "n t e"], Float[Tensor, "n t e taps"]]:
-    """First canvas pixel and weights of some rows of the views."""
-    start, length, mirrored = (x[:, None, None] for x in (start, length, mirrored))
-    step = length / how.size
-    stretch = step.clamp(min=1.0)
-    centre = torch.where(mirrored, how.size - 0.5 - row, 0.5 + row) * step + start
-    first = (centre - RADIUS[how.interpolation] * stretch).floor_().clamp_(0, how.canvas - how.taps)
-    tap = first[..., None] + torch.arange(how.taps, device=start.device)
-    distance = (tap + (0.5 - centre[..., None])).abs_().div_(stretch[..., None])
-    weight = _bicubic(distance) if how.interpolation == "bicubic" else (1 - distance).clamp_(min=0)
-    weight *= tap >= torch.floor(start + EDGE)[..., None]
-    weight *= tap < torch.ceil(start + length - EDGE)[..., None]
-    return first.long(), weight.div_(weight.sum(3, keepdim=True))
+class _Filter:
+    """The interpolation filters of some boxes."""
+
+    def __init__(self, start: Float[Tensor, " n"], length: Float[Tensor, " n"], how: Resize) -> None:
+        self.how, self.start = how, start[:, None, None]
+        self.step = length[:, None, None] / how.size
+        self.stretch = self.step.clamp(min=1.0)
+        self.low = torch.floor(self.start + EDGE)
+        self.high = torch.ceil(self.start + length[:, None, None] - EDGE)
+
+    def centre(self, row: Int[Tensor, "n t e"]) -> Float[Tensor, "n t e"]:
+        return torch.addcmul(self.start, row + 0.5, self.step)
+
+    def first(self, row: Int[Tensor, "n t e"]) -> Int[Tensor, "n t e"]:
+        """The first of the ``how.taps`` canvas pixels that rows of the view look at."""
+        first = (self.centre(row) - RADIUS[self.how.interpolation] * self.stretch).floor_()
+        low = self.low.clamp(max=self.how.canvas - self.how.taps)
+        return torch.minimum(first, self.high - self.how.taps).maximum(low).long()
+
+    def weight(self, row: Int[Tensor, "n t e"], first: Int[Tensor, "n t e"]) -> Float[Tensor, "n t e taps"]:
+        """Weights of these pixels, their sum 1."""
+        tap = torch.arange(self.how.taps, device=row.device)
+        nearest = (first + 0.5 - self.centre(row)) / self.stretch
+        distance = (nearest[..., None] + tap / self.stretch[..., None]).abs_()
+        if self.how.interpolation == "bicubic":
+            weight = _bicubic(distance)
+        else:
+            weight = (1 - distance).clamp_(min=0)
+        if (self.high - self.low < self.how.taps).any():
+            pixel = first[..., None] + tap
+            weight *= (pixel >= self.low[..., None]) & (pixel < self.high[..., None])
+        return weight.div_(weight.sum(3, keepdim=True))
 
 
 def _bicubic(distance: Tensor) -> Tensor:
-    """The cubic convolution kernel with a = -0.5, 0 from a distance of 2 on."""
-    far = distance.clamp_(max=2)
-    near = (1 - far).clamp_(min=0)
-    return ((2.5 - 0.5 * far).mul_(far).sub_(4)).mul_(far).add_(2).addcmul_(near.square(), 1 - 2 * near)
+    """The cubic convolution kernel with a = -0.5, twice: a polynomial on [1, 2], and a correction on [0, 1]."""
+    far = distance.neg_().add_(2).clamp_(min=0)
+    near = far - 1
+    weight = far.square_().mul_(near)
+    near.clamp_(min=0)
+    return weight.addcmul_(near.square(), torch.rsub(near, 2, alpha=4))
 
 
 def _blur(sigma: Float[Tensor, " m"], how: Resize) -> Float[Tensor, "m r e"]:
     """Gaussian weights with which a row of a tile sees the rows of the tile and around it."""
-    device = sigma.device
-    distance = torch.arange(how.rows, device=device)[:, None] - torch.arange(
-        -how.halo, how.rows + how.halo, device=device
-    )
-    reach = (BLUR_REACH * sigma).ceil_()[:, None, None]
-    weight = torch.exp(-0.5 * (distance / sigma[:, None, None]) ** 2)
-    weight *= distance.abs() <= reach
+    row = torch.arange(how.rows, device=sigma.device)
+    distance = row[:, None] - torch.arange(-how.halo, how.rows + how.halo, device=sigma.device)
+    sigma = sigma[:, None, None]
+    weight = torch.exp(-0.5 * (distance / sigma) ** 2)
+    weight *= distance.abs() <= (BLUR_REACH * sigma).ceil()
     return weight / weight.sum(2, keepdim=True)
 
 
@@ -165,7 +201,7 @@ def transform(
 ) -> Float[Tensor, "n c o o"]:
     """``A_y X A_x^T`` of each channel of some images, as values from 0 to 1."""
     out = torch.empty(len(index), pixels.shape[1], how.size, how.size, device=pixels.device)
-    if how.rows == how.size:
+    if how.tiles == 1:
         _multiply_whole(pixels.index_select(0, index), y, x, out)
     else:
         _multiply_tiles(pixels, index, y, x, out)
@@ -182,22 +218,29 @@ def _multiply_whole(pixels: Tensor, y: Axis, x: Axis, out: Tensor) -> None:
 
 
 def _multiply_tiles(pixels: Tensor, index: Tensor, y: Axis, x: Axis, out: Tensor) -> None:
+    """One image at a time, from the part of it that the windows see.
+
+    Where windows reach beyond the canvas their weights are 0; what lies there in memory need only be finite.
+    """
     c, s = pixels.shape[1:3]
-    o, r = out.shape[-1], y.tiles.shape[2]
-    half_store, whole = torch.empty(o * c * s), torch.empty(o * c, o)
-    bounds = (part.tolist() for part in (index, y.left, y.right, x.left, x.right))
-    for n, (b, tops, bottoms, lefts, rights) in enumerate(zip(*bounds, strict=True)):
-        top, bottom, left, right = min(tops), max(bottoms), min(lefts), max(rights)
-        h, w = bottom - top, right - left
-        image = (
-            torch.empty(h, c, w).copy_(pixels[b, :, top:bottom, left:right].transpose(0, 1)).view(h, c * w)
-        )
-        half = half_store[: o * c * w].view(o, c * w)
-        for i, tile, start, end in zip(range(0, o, r), y.tiles[n], tops, bottoms, strict=True):
-            part = half[i : i + r]
-            torch.mm(tile[: len(part), : end - start], image[start - top : end - top], out=part)
-        half = half.view(o * c, w)
-        for i, tile, start, end in zip(range(0, o, r), x.tiles[n], lefts, rights, strict=True):
-            part = whole[:, i : i + r]
-            torch.mm(half[:, start - left : end - left], tile[: part.shape[1], : end - start].t(), out=part)
-        out[n].copy_(whole.view(o, c, o).transpose(0, 1))
+    o, (t, r, w) = out.shape[-1], y.tiles.shape[1:]
+    beyond = w + t
+    image_store, half_store = torch.zeros((s + 2 * beyond) * c * s), torch.zeros(o * c * s + 2 * beyond)
+    image_room, half_room = image_store[beyond * c * s :], half_store[beyond:]
+    whole = torch.empty(t, o * c, r)
+    parts = (index, y.start, y.step, y.width, x.start, x.step, x.width, x.mirrored)
+    for n, (b, top, down, tall, left, across, wide, mirrored) in enumerate(
+        zip(*(part.tolist() for part in parts), strict=True)
+    ):
+        rows = slice(max(top, 0), top + (t - 1) * down + tall)
+        columns = slice(max(left, 0), left + (t - 1) * across + wide)
+        box = pixels[b, :, rows, columns].transpose(0, 1)
+        h, w = box.shape[0], box.shape[2]
+        image_room[: box.numel()].view(h, c, w).copy_(box)
+        first = beyond * c * s + min(top, 0) * c * w
+        windows = image_store.as_strided((t, tall, c * w), (down * c * w, c * w, 1), first)
+        torch.bmm(y.tiles[n, :, :, :tall], windows, out=half_room[: o * c * w].view(t, r, c * w))
+        windows = half_store.as_strided((t, o * c, wide), (across, w, 1), beyond + min(left, 0))
+        torch.bmm(windows, x.tiles[n, :, :, :wide].transpose(1, 2), out=whole)
+        blocks = whole.flip(0) if mirrored else whole
+        out[n].view(c, o, t, r).copy_(blocks.view(t, o, c, r).permute(2, 1, 0, 3))

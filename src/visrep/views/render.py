@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visrep.method import At, Batch, Canvases, Preprocessing
 from visrep.views import colour
-from visrep.views.geometry import Resize, make_axis, plan_resize, transform
+from visrep.views.geometry import Resize, make_axes, plan_resize, transform
 from visrep.views.parameters import NUMBERS, Parameters, draw_parameters, join
 from visrep.views.recipes import Recipe, View
 
@@ -97,10 +97,8 @@ def _arrangement(chosen: Parameters) -> list[Tensor]:
 
 def _crop(pixels: Tensor, index: Tensor, chosen: Parameters, how: Resize) -> Float[Tensor, "n 3 o o"]:
     device = pixels.device
-    top, left, height, width = (chosen.boxes * how.canvas).float().to(device).unbind(1)
-    sigma, mirrored = chosen.sigma.to(device), chosen.flipped.to(device)
-    y = make_axis(top, height, torch.zeros_like(mirrored), sigma, how)
-    x = make_axis(left, width, mirrored, sigma, how)
+    boxes = (chosen.boxes * how.canvas).float().to(device)
+    y, x = make_axes(boxes, chosen.flipped.to(device), chosen.sigma.to(device), how)
     return transform(pixels, index, y, x, how)
 
 
@@ -109,11 +107,11 @@ def center(canvases: Canvases, preprocessing: Preprocessing) -> Float[Tensor, "b
     pixels, sizes = canvases.pixels, canvases.sizes
     b, s = len(canvases), pixels.shape[-1]
     share = preprocessing.ratio * sizes.amin(1, keepdim=True) / sizes  # b 2: of height and width
-    start, length = ((1 - share) / 2 * s).float(), (share * s).float()
-    plain = torch.zeros(b, dtype=torch.bool, device=pixels.device), torch.zeros(b, device=pixels.device)
+    boxes = torch.cat([(1 - share) / 2, share], dim=1).float() * s
     how = plan_resize(s, preprocessing.size, "bicubic", 0.0, pixels.device)
-    y = make_axis(start[:, 0], length[:, 0], *plain, how)
-    x = make_axis(start[:, 1], length[:, 1], *plain, how)
+    y, x = make_axes(
+        boxes, torch.zeros_like(share[:, 0], dtype=torch.bool), torch.zeros_like(share[:, 0]), how
+    )
     image = transform(pixels, torch.arange(b, device=pixels.device), y, x, how)
     colour.normalise_(image, preprocessing.mean, preprocessing.std)
     return image

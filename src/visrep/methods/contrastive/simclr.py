@@ -106,7 +106,8 @@ def playground() -> Run[Config]:
         run,
         method=replace(run.method, views=TwoViews(view, view)),
         data="playground",
-        epochs=6,
+        epochs=7,
+        batch=128,
         monitor_epochs=1,
     )
 

@@ -77,13 +77,9 @@ def train_and_judge(record: Record, seed: int) -> dict:
             seed=seed,
             overrides={"limit": record.limit, **dict(map(parse, record.set))},
         )
-    # The first rows exactly, not the first of every class: the yardstick is the same for everybody.
-    train, test = open_splits(record.data)
-    train = open_source(train, limit=record.limit)
-    test = open_source(record.test or test or record.data, limit=record.test_limit)
-    judged = visrep.evaluate(
-        folder, train, test=test, protocols=record.protocols, poolings=record.poolings, seed=seed
-    )
+    if not (folder / "evaluation.json").exists():
+        judge(record, folder, seed)
+    judged = json.loads((folder / "evaluation.json").read_text())
     steps = RunFolder(folder).metrics("step")
     about = RunFolder(folder).about()
     return {
@@ -93,9 +89,19 @@ def train_and_judge(record: Record, seed: int) -> dict:
         "images_per_second": round(statistics.median(line["images_per_second"] for line in steps), 1),
         "steps": steps[-1]["step"],
         "hardware": about["hardware"],
-        "split": judged.split,
-        "results": judged.to_json()["results"],
+        "split": judged["split"],
+        "results": judged["results"],
     }
+
+
+def judge(record: Record, folder: Path, seed: int) -> None:
+    """Write the run's evaluation.json."""
+    # The first rows exactly, not the first of every class: the yardstick is the same for everybody.
+    train, test = open_splits(record.data)
+    train = open_source(train, limit=record.limit)
+    held_out = record.test or test
+    test = open_source(held_out, limit=record.test_limit) if held_out else None
+    visrep.evaluate(folder, train, test=test, protocols=record.protocols, poolings=record.poolings, seed=seed)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -106,34 +112,32 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
+def protocol_name(result: dict) -> str:
+    """The protocol, with the number of neighbours where there is one."""
+    return f"knn k={result['settings']['k']}" if result["protocol"] == "knn" else result["protocol"]
+
+
 def summarise(seeds: list[dict]) -> list[dict]:
     """Trained against baselines in every protocol, layer, pooling and metric, over seeds."""
-    keys = dict.fromkeys(
-        (r["protocol"], r["layer"], r["pooling"], r["metric"])
-        for seed in seeds
-        for r in seed["results"]
-        if r["encoder"] == "trained"
-    )
+    by_key: dict[tuple, dict[str, list[dict]]] = {}
+    for seed in seeds:
+        for result in seed["results"]:
+            # Pixels have no layer and no pooling: they are the baseline of every row of their protocol.
+            place = () if result["encoder"] == "pixels" else (result["layer"], result["pooling"])
+            key = (protocol_name(result), result["metric"], place)
+            by_key.setdefault(key, {}).setdefault(result["encoder"], []).append(result)
     rows = []
-    for protocol, layer, pooling, metric in keys:
-
-        def of(encoder: str, key: tuple = (protocol, layer, pooling, metric)) -> list[dict]:
-            return [
-                r
-                for seed in seeds
-                for r in seed["results"]
-                if r["encoder"] == encoder
-                and (r["protocol"], r["metric"]) == (key[0], key[3])
-                and (encoder == "pixels" or (r["layer"], r["pooling"]) == (key[1], key[2]))
-            ]
-
-        row: dict = {"protocol": protocol, "layer": layer, "pooling": pooling, "metric": metric}
-        for encoder in ("trained", "untrained", "pixels"):
-            if found := of(encoder):
-                row[encoder] = spread([r["value"] for r in found])
-        lowest = min(r["ci_low"] for r in of("trained"))
+    for (protocol, metric, place), found in by_key.items():
+        if "trained" not in found:
+            continue
+        found = {**found, "pixels": by_key.get((protocol, metric, ()), {}).get("pixels", [])}
+        row: dict = {"protocol": protocol, "layer": place[0], "pooling": place[1], "metric": metric}
+        lowest = min(result["ci_low"] for result in found["trained"])
+        for encoder, results in found.items():
+            if results:
+                row[encoder] = spread([result["value"] for result in results])
         for encoder in ("untrained", "pixels"):
-            row[f"beats_{encoder}"] = bool(of(encoder)) and lowest > max(r["value"] for r in of(encoder))
+            row[f"beats_{encoder}"] = encoder in row and lowest > max(r["value"] for r in found[encoder])
         rows.append(row)
     return rows
 

@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/methods.md from the records and the method files: tables are never kept by hand.
+"""Write docs/results.md, docs/methods.md and the README's table from the records and the method files.
 
 python docs/generate.py
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from visrep.catalogue import catalogue, load_records
 
 DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
 
 RESULTS_HEAD = """\
 # Results
@@ -41,14 +42,14 @@ def results() -> str:
     for data in dict.fromkeys(record["data"] for record in records):
         parts.append(f"\n## {data}\n\n")
         parts.append(
-            "| method | protocol | layer, pooling | trained | untrained | pixels | beats both | seconds | seeds |\n"
+            "| method | protocol | layer, pooling | trained | untrained | pixels | beats both | CPU s | seeds |\n"
         )
         parts.append("|---|---|---|---|---|---|---|---|---|\n")
         for record in (r for r in records if r["data"] == data):
             for row in record["summary"]:
                 claim = row["protocol"] == record["protocol"] and row["pooling"] == record["pooling"]
                 protocol = f"{row['protocol']} {row['metric']}"
-                seconds = f"{record['seconds']['mean']:.0f}"
+                seconds = f"{record['cpu_seconds']['mean']:.0f}"
                 both = "yes" if row["beats_untrained"] and row["beats_pixels"] else "no"
                 parts.append(
                     f"| {record['method']}:{record['preset']} | {f'**{protocol}**' if claim else protocol} "
@@ -61,6 +62,27 @@ def results() -> str:
                 f"- {record['method']}: {record['machine']}, commit {record['commit']}: `{record['command']}`\n"
             )
     return "".join(parts)
+
+
+def summary() -> str:
+    """The short table of the README: the claim of every record."""
+    parts = ["| method | data | linear probe | untrained twin | raw pixels |\n|---|---|---|---|---|\n"]
+    for record in load_records():
+        row = next(
+            row
+            for row in record["summary"]
+            if (row["protocol"], row["pooling"]) == (record["protocol"], record["pooling"])
+        )
+        cells = (cell(row.get(encoder)) for encoder in ("trained", "untrained", "pixels"))
+        parts.append(f"| {record['method']} | {record['data']} | {' | '.join(cells)} |\n")
+    return "".join(parts)
+
+
+def readme(text: str) -> str:
+    """The README with its table made anew."""
+    before, _, rest = text.partition("<!-- results -->\n")
+    _, _, after = rest.partition("<!-- end of results -->")
+    return f"{before}<!-- results -->\n{summary()}<!-- end of results -->{after}"
 
 
 def methods() -> str:
@@ -82,3 +104,4 @@ def methods() -> str:
 if __name__ == "__main__":
     (DOCS / "results.md").write_text(results())
     (DOCS / "methods.md").write_text(methods())
+    README.write_text(readme(README.read_text()))

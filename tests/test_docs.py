@@ -24,3 +24,8 @@ def test_results_page_equals_the_records(generate: ModuleType):
 
 def test_methods_page_equals_the_method_files(generate: ModuleType):
     assert (DOCS / "methods.md").read_text() == generate.methods(), "run: python docs/generate.py"
+
+
+def test_the_readme_shows_the_records(generate: ModuleType):
+    text = generate.README.read_text()
+    assert generate.readme(text) == text, "run: python docs/generate.py"

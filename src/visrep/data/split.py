@@ -36,8 +36,22 @@ def open_splits(spec: Spec) -> tuple[Source, Source | None]:
     if isinstance(spec, str | Path) and (folder := Path(spec).expanduser()).is_dir():
         parts = _folders(folder) or _shards(folder)
         if parts:
-            return parts[0], _numbered_alike(parts[1], parts[0])
+            return parts[0], numbered_alike(parts[1], parts[0])
     return open_source(spec), None
+
+
+def numbered_alike(test: Source, train: Source) -> Source:
+    """``test`` with the label numbers of ``train``, where both name their classes; new classes come last.
+
+    Two folders number their classes apart: when one of them lacks a class, the same number means two things.
+    """
+    if train.classes is None or test.classes is None or test.labels is None or test.classes == train.classes:
+        return test
+    classes = train.classes + tuple(name for name in test.classes if name not in train.classes)
+    number = np.array([classes.index(name) for name in test.classes], dtype=np.int64)
+    renumbered = Subset(test, np.arange(len(test)))
+    renumbered.labels, renumbered.classes = number[test.labels], classes
+    return renumbered
 
 
 def stratified_split(
@@ -87,14 +101,3 @@ def _by_split(named: Iterable[tuple[str, Path]]) -> tuple[list[Path], list[Path]
         groups.setdefault(split_of(name), []).append(path)
     held_out = next((groups[name] for name in HELD_OUT if name in groups), None)
     return (groups["train"], held_out) if "train" in groups and held_out else None
-
-
-def _numbered_alike(test: Source, train: Source) -> Source:
-    """``test`` with the label numbers of ``train``, where both name their classes."""
-    if train.classes is None or test.classes is None or test.labels is None or test.classes == train.classes:
-        return test
-    classes = train.classes + tuple(name for name in test.classes if name not in train.classes)
-    number = np.array([classes.index(name) for name in test.classes], dtype=np.int64)
-    renumbered = Subset(test, np.arange(len(test)))
-    renumbered.labels, renumbered.classes = number[test.labels], classes
-    return renumbered

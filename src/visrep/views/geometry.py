@@ -79,7 +79,7 @@ def plan_resize(
 class Axis:
     """The matrices of one axis of n views, in t tiles of r rows, of which a window of w columns is stored."""
 
-    tiles: Float[Tensor, "n t r w"]
+    tiles: Float[Tensor, "n r t w"]
     start: Int[Tensor, " n"]
     """column with which the first window starts, negative where it reaches beyond the canvas"""
     step: Int[Tensor, " n"]
@@ -101,7 +101,7 @@ def make_axes(
     """
     n = len(boxes)
     start, length = boxes[:, :2].t().flatten(), boxes[:, 2:].t().flatten()  # 2n: all tops, then all lefts
-    both = _make_axis(start, length, torch.cat([torch.zeros_like(mirrored), mirrored]), sigma.repeat(2), how)
+    both = _make_axis(start, length, torch.cat([torch.zeros_like(mirrored), mirrored]), sigma, how)
     parts = (both.tiles, both.start, both.step, both.width, both.mirrored)
     return Axis(*(x[:n] for x in parts)), Axis(*(x[n:] for x in parts))
 
@@ -109,11 +109,12 @@ def make_axes(
 def _make_axis(start: Tensor, length: Tensor, mirrored: Tensor, sigma: Tensor, how: Resize) -> Axis:
     device, halo, last = start.device, how.halo, how.size - 1
     tile = torch.arange(how.tiles, device=device)
-    offset = torch.arange(-halo, how.rows + halo, device=device)
-    backwards = (how.rows - 1) - offset
-    inside = torch.where(mirrored[:, None], backwards, offset)[:, None]  # n 1 e: in the tile and around it
-    row = (inside + how.rows * tile[:, None]).abs_()
-    row = torch.minimum(row, 2 * last - row)  # n t e: mirrored at the edges, as blurs see it
+    around = torch.arange(-halo, how.rows + halo, device=device)
+    around = torch.where(mirrored[:, None], how.rows - 1 - around, around)[
+        :, :, None
+    ]  # n e 1: a tile and its halo
+    row = (around + how.rows * tile).abs_()
+    row = torch.minimum(row, 2 * last - row)  # n e t: mirrored at the edges, as blurs see it
     filters = _Filter(start, length, how)
     first = filters.first(row)
     weight = filters.weight(row, first)
@@ -124,23 +125,33 @@ def _make_axis(start: Tensor, length: Tensor, mirrored: Tensor, sigma: Tensor, h
         column = first
     else:
         step = (length * (how.rows / how.size)).floor_().long()
-        reach = (BLUR_REACH * sigma).ceil_().clamp_(max=halo).long()[:, None]
-        left = filters.first((tile * how.rows - reach)[..., None])[..., 0] - step[:, None] * tile
-        right = (
-            filters.first((tile * how.rows + how.rows - 1 + reach)[..., None])[..., 0] - step[:, None] * tile
-        )
-        begin = left.amin(1)
-        width = right.amax(1) + how.taps - begin
-        column = first - (begin[:, None] + step[:, None] * tile)[..., None]
+        reach = (BLUR_REACH * sigma).ceil_().clamp_(max=halo).long().repeat(2)[:, None, None]
+        ahead = step[:, None, None] * tile  # n 1 t
+        begin = (filters.first(how.rows * tile - reach) - ahead).amin((1, 2))
+        end = (filters.first(how.rows * tile + how.rows - 1 + reach) - ahead).amax((1, 2)) + how.taps
+        width = end - begin
+        column = first - ahead - begin[:, None, None]
         column.clamp_(0, how.window - how.taps)  # rows further away than the blur looks may lie outside
     index = column[..., None] + torch.arange(how.taps, device=device)
-    spread = torch.zeros(*first.shape, how.window, device=device).scatter_(3, index, weight)  # n t e w
-    tiles = spread[:, :, halo : halo + how.rows]
+    tiles = torch.zeros(*first.shape, how.window, device=device).scatter_(3, index, weight)  # n e t w
+    return Axis(_blur(tiles, sigma, how) if halo else tiles, begin, step, width, mirrored)
+
+
+def _blur(
+    tiles: Float[Tensor, "m e t w"], sigma: Float[Tensor, " n"], how: Resize
+) -> Float[Tensor, "m r t w"]:
+    """Blur tiles: each row becomes a Gaussian mean of the rows of the tile and its halo. Axes (m = 2n) blur alike."""
+    still = tiles[:, how.halo : how.halo + how.rows]
     blurred = sigma.nonzero()[:, 0]
-    if len(blurred):
-        blur = _blur(sigma[blurred], how)[:, None]
-        tiles = tiles.index_copy(0, blurred, torch.matmul(blur, spread.index_select(0, blurred)))
-    return Axis(tiles, begin, step, width, mirrored)
+    row = torch.arange(how.rows, device=sigma.device)
+    distance = row[:, None] - torch.arange(-how.halo, how.rows + how.halo, device=sigma.device)  # r e
+    deviation = sigma[blurred, None, None]
+    weight = torch.exp(-0.5 * (distance / deviation) ** 2)
+    weight *= distance.abs() <= (BLUR_REACH * deviation).ceil()
+    weight /= weight.sum(2, keepdim=True)
+    both = torch.cat([blurred, blurred + len(sigma)])
+    made = torch.bmm(weight.repeat(2, 1, 1), tiles.index_select(0, both).flatten(2))
+    return still.index_copy(0, both, made.view(len(both), *still.shape[1:]))
 
 
 class _Filter:
@@ -153,16 +164,16 @@ class _Filter:
         self.low = torch.floor(self.start + EDGE)
         self.high = torch.ceil(self.start + length[:, None, None] - EDGE)
 
-    def centre(self, row: Int[Tensor, "n t e"]) -> Float[Tensor, "n t e"]:
+    def centre(self, row: Int[Tensor, "n e t"]) -> Float[Tensor, "n e t"]:
         return torch.addcmul(self.start, row + 0.5, self.step)
 
-    def first(self, row: Int[Tensor, "n t e"]) -> Int[Tensor, "n t e"]:
+    def first(self, row: Int[Tensor, "n e t"]) -> Int[Tensor, "n e t"]:
         """The first of the ``how.taps`` canvas pixels that rows of the view look at."""
         first = (self.centre(row) - RADIUS[self.how.interpolation] * self.stretch).floor_()
         low = self.low.clamp(max=self.how.canvas - self.how.taps)
         return torch.minimum(first, self.high - self.how.taps).maximum(low).long()
 
-    def weight(self, row: Int[Tensor, "n t e"], first: Int[Tensor, "n t e"]) -> Float[Tensor, "n t e taps"]:
+    def weight(self, row: Int[Tensor, "n e t"], first: Int[Tensor, "n e t"]) -> Float[Tensor, "n e t taps"]:
         """Weights of these pixels, their sum 1."""
         tap = torch.arange(self.how.taps, device=row.device)
         nearest = (first + 0.5 - self.centre(row)) / self.stretch
@@ -186,16 +197,6 @@ def _bicubic(distance: Tensor) -> Tensor:
     return weight.addcmul_(near.square(), torch.rsub(near, 2, alpha=4))
 
 
-def _blur(sigma: Float[Tensor, " m"], how: Resize) -> Float[Tensor, "m r e"]:
-    """Gaussian weights with which a row of a tile sees the rows of the tile and around it."""
-    row = torch.arange(how.rows, device=sigma.device)
-    distance = row[:, None] - torch.arange(-how.halo, how.rows + how.halo, device=sigma.device)
-    sigma = sigma[:, None, None]
-    weight = torch.exp(-0.5 * (distance / sigma) ** 2)
-    weight *= distance.abs() <= (BLUR_REACH * sigma).ceil()
-    return weight / weight.sum(2, keepdim=True)
-
-
 def transform(
     pixels: UInt8[Tensor, "b c s s"], index: Int[Tensor, " n"], y: Axis, x: Axis, how: Resize
 ) -> Float[Tensor, "n c o o"]:
@@ -212,8 +213,8 @@ def _multiply_whole(pixels: Tensor, y: Axis, x: Axis, out: Tensor) -> None:
     n, c, s, _ = pixels.shape
     o = out.shape[-1]
     image = torch.empty(n, s, c, s, device=out.device).copy_(pixels.transpose(1, 2))
-    half = torch.bmm(y.tiles[:, 0], image.view(n, s, c * s)).view(n, o * c, s)
-    whole = torch.bmm(half, x.tiles[:, 0].transpose(1, 2))
+    half = torch.bmm(y.tiles[:, :, 0], image.view(n, s, c * s)).view(n, o * c, s)
+    whole = torch.bmm(half, x.tiles[:, :, 0].transpose(1, 2))
     out.copy_(whole.view(n, o, c, o).transpose(1, 2))
 
 
@@ -223,11 +224,12 @@ def _multiply_tiles(pixels: Tensor, index: Tensor, y: Axis, x: Axis, out: Tensor
     Where windows reach beyond the canvas their weights are 0; what lies there in memory need only be finite.
     """
     c, s = pixels.shape[1:3]
-    o, (t, r, w) = out.shape[-1], y.tiles.shape[1:]
-    beyond = w + t
+    o, (r, t, most) = out.shape[-1], y.tiles.shape[1:]
+    beyond = most + t
     image_store, half_store = torch.zeros((s + 2 * beyond) * c * s), torch.zeros(o * c * s + 2 * beyond)
     image_room, half_room = image_store[beyond * c * s :], half_store[beyond:]
     whole = torch.empty(t, o * c, r)
+    blocks = whole.view(t, o, c, r).transpose(1, 2).unbind(0)
     parts = (index, y.start, y.step, y.width, x.start, x.step, x.width, x.mirrored)
     for n, (b, top, down, tall, left, across, wide, mirrored) in enumerate(
         zip(*(part.tolist() for part in parts), strict=True)
@@ -236,11 +238,11 @@ def _multiply_tiles(pixels: Tensor, index: Tensor, y: Axis, x: Axis, out: Tensor
         columns = slice(max(left, 0), left + (t - 1) * across + wide)
         box = pixels[b, :, rows, columns].transpose(0, 1)
         h, w = box.shape[0], box.shape[2]
-        image_room[: box.numel()].view(h, c, w).copy_(box)
-        first = beyond * c * s + min(top, 0) * c * w
-        windows = image_store.as_strided((t, tall, c * w), (down * c * w, c * w, 1), first)
-        torch.bmm(y.tiles[n, :, :, :tall], windows, out=half_room[: o * c * w].view(t, r, c * w))
+        image_room[: h * c * w].view(h, c, w).copy_(box)
+        begin = beyond * c * s + min(top, 0) * c * w
+        windows = image_store.as_strided((t, tall, c * w), (down * c * w, c * w, 1), begin)
+        half = half_room[: o * c * w].view(t, r, c * w)
+        torch.bmm(y.tiles[n, :, :, :tall].transpose(0, 1), windows, out=half)
         windows = half_store.as_strided((t, o * c, wide), (across, w, 1), beyond + min(left, 0))
-        torch.bmm(windows, x.tiles[n, :, :, :wide].transpose(1, 2), out=whole)
-        blocks = whole.flip(0) if mirrored else whole
-        out[n].view(c, o, t, r).copy_(blocks.view(t, o, c, r).permute(2, 1, 0, 3))
+        torch.bmm(windows, x.tiles[n, :, :, :wide].permute(1, 2, 0), out=whole)
+        torch.cat(blocks[::-1] if mirrored else blocks, dim=2, out=out[n])

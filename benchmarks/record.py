@@ -67,11 +67,9 @@ def train_and_judge(record: Record, seed: int) -> dict:
     """One seed: its run folder, reused when finished."""
     folder = record.runs / f"{record.method.replace(':', '-')}-{record.name}-{seed}"
     if not (folder / "encoder.json").exists():
-        train = Path(record.data)
-        data = str(train / "train") if (train / "train").is_dir() else record.data
         visrep.pretrain(
             record.method,
-            data,
+            record.data,
             str(folder),
             encoder=record.encoder,
             seed=seed,

@@ -17,7 +17,7 @@ from PIL import Image
 import visrep
 from visrep.api import override, with_encoder
 from visrep.config import Run
-from visrep.engine import resume, start
+from visrep.engine import resume, start, training_images
 from visrep.methods import preset
 from visrep.monitor import NotFinite
 from visrep.rundir import RunFolder
@@ -145,6 +145,20 @@ def test_corrupt_images_are_listed_and_skipped(tmp_path: Path):
     path = start(run, method="simclr", preset="tiny")
     (line,) = (path / "unreadable.txt").read_text().splitlines()
     assert line.split("\t")[0].endswith("broken.png")
+
+
+def test_the_test_part_of_the_data_is_not_trained_on(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 20), ("test", 30)):
+        (tmp_path / "data" / part / "a").mkdir(parents=True)
+        for i in range(n):
+            image = Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8))
+            image.save(tmp_path / "data" / part / "a" / f"{i}.png")
+    run = replace(tiny("simclr", tmp_path / "run"), data=str(tmp_path / "data"), batch=8)
+    keys = {training_images(run).key(i) for i in range(len(training_images(run)))}
+    assert keys == {f"a/{i}.png" for i in range(20)}
+    with pytest.raises(ValueError, match="batch=40 but only 20"):
+        start(replace(run, batch=40), method="simclr", preset="tiny")
 
 
 def test_two_ranks_train_as_one(tmp_path: Path):

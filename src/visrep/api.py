@@ -111,10 +111,13 @@ def evaluate(
     """
     from visrep.config import save_json
     from visrep.data import open_source, open_splits
+    from visrep.data.split import numbered_alike
     from visrep.evaluation.evaluate import evaluate
     from visrep.machine import default_device
 
-    train, held_out = open_splits(data) if test is None else (open_source(data), open_source(test))
+    train, held_out = open_splits(data)
+    if test is not None:
+        held_out = numbered_alike(open_source(test), train)
     result = evaluate(
         load_encoder(run),
         train,

@@ -49,9 +49,9 @@ class Run(Generic[MethodConfig]):
     method: MethodConfig
     optim: Optim = Optim()
     data: str = "playground"
-    """folder of images, .parquet file, .npz file, or 'playground' (built in)"""
+    """folder of images (its train/ where it has splits), .parquet file, .npz file, or 'playground' (built in)"""
     val: str = ""
-    """labelled images for the kNN measured while training; default: every tenth labelled image of data"""
+    """labelled images for the kNN measured while training; default: a fifth of the monitored images of data"""
     out: str = ""
     """run folder; default runs/<method>-<preset>-<date>"""
     epochs: float = 100
@@ -59,7 +59,7 @@ class Run(Generic[MethodConfig]):
     """images an optimiser step, over all devices and accumulated micro-batches"""
     seed: int = 0
     limit: int = 0
-    """use only the first images of data, 0 for all"""
+    """use only the first images of data, 0 for all; in a folder of class folders these are the first classes"""
     canvas: int = 0
     """side of the square that images are decoded to, 0 to choose from the views and the data"""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from visrep.config import Run
-from visrep.data import CanvasSet, Loader, canvas_size, open_source
+from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, open_splits
 from visrep.encoders import save_encoder
 from visrep.interruption import Interruption
 from visrep.log import TrainingLog
@@ -93,11 +93,16 @@ def build_method(run: Run, method: str) -> Method:
     return method_class(load_method(method))(run.method)
 
 
+def training_images(run: Run) -> Source:
+    """The images to train on: never the test part of data that brings one, so that it can judge honestly."""
+    train, _ = open_splits(run.data)
+    return open_source(train, limit=run.limit)
+
+
 def open_canvases(run: Run, folder: RunFolder, *, progress: bool) -> CanvasSet:
     """The training images, decoded to canvases."""
-    source = open_source(run.data, limit=run.limit)
     return CanvasSet(
-        source,
+        training_images(run),
         run.canvas,
         cache=run.cache,
         workers=run.workers,
@@ -110,8 +115,7 @@ def resolve(run: Run) -> Run:
     """Settle what was left open: the canvas size. Errors in the data show here, before a folder is made."""
     if run.canvas:
         return run
-    source = open_source(run.data, limit=run.limit)
-    return replace(run, canvas=canvas_size(source, run.method.views.size))
+    return replace(run, canvas=canvas_size(training_images(run), run.method.views.size))
 
 
 def at_step(run: Run, step: int, total: int, steps_per_epoch: int, fabric: Fabric) -> At:

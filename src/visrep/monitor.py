@@ -14,6 +14,7 @@ from visrep.analysis.health import diagnose
 from visrep.analysis.spectra import alignment, feature_std, rankme, uniformity
 from visrep.config import Run
 from visrep.data import CanvasSet, open_source
+from visrep.data.split import numbered_alike
 from visrep.evaluation.features import Features, count_bad, evaluation_mode, extract
 from visrep.evaluation.knn import knn_accuracy
 from visrep.method import At, Method
@@ -32,10 +33,10 @@ class Monitor:
         self.run, self.canvases, self.folder, self.fabric = run, canvases, folder, fabric
         usable = np.random.default_rng(run.seed).permutation(canvases.usable)[: run.monitor_images]
         self.bank, self.queries, self.query_canvases = usable, usable[:0], canvases
-        if canvases.source.labels is None:
+        if canvases.source.labels is None or not fabric.is_global_zero:
             return
         if run.val:
-            source = open_source(run.val)
+            source = numbered_alike(open_source(run.val), canvases.source)
             self.query_canvases = CanvasSet(source, run.canvas, cache="memory", workers=run.workers)
             self.queries = self.query_canvases.usable[: run.monitor_images]
         else:

@@ -60,17 +60,19 @@ def turn_hue_(image: Float[Tensor, "n 3 h w"], turn: Float[Tensor, "n 1 1"]) -> 
     are min up to a distance of 1/6 from the hue opposite theirs, -1/6 and 1/6, and rise to max at 2/6.
     """
     red, green, blue = image.unbind(1)
-    low = torch.minimum(red, green).minimum(blue)
-    high = torch.maximum(red, green).maximum(blue)
-    chroma = high - low
-    hue = (green + blue).sub_(red).add_(high).sub_(low, alpha=2).copysign_(green - blue)
-    hue = torch.addcdiv(turn, hue, chroma.clamp(min=1e-20), value=1 / 6)
-    hue.sub_(hue.round())
-    third = 1 / 6
-    torch.addcmul(high.add_(chroma), hue.abs().clamp_(third, 2 * third), chroma, value=-6, out=red)
+    low, high = torch.minimum(red, green), torch.maximum(red, green)
+    torch.minimum(low, blue, out=low)
+    torch.maximum(high, blue, out=high)
+    chroma = (high - low).clamp_(min=1e-20)  # without any, the hue is of no consequence but must be a number
     low.sub_(chroma)
-    torch.addcmul(low, (hue + third).abs_().clamp_(third, 2 * third), chroma, value=6, out=green)
-    torch.addcmul(low, (hue - third).abs_().clamp_(third, 2 * third), chroma, value=6, out=blue)
+    high.add_(chroma)
+    hue = (green + blue).sub_(red).sub_(low).copysign_(green - blue)
+    torch.addcdiv(turn, hue, chroma, value=1 / 6, out=hue)
+    hue.sub_(hue.round())
+    near, far = 1 / 6, 2 / 6
+    torch.addcmul(high, hue.abs().clamp_(near, far), chroma, value=-6, out=red)
+    torch.addcmul(low, (hue + near).abs_().clamp_(near, far), chroma, value=6, out=green)
+    torch.addcmul(low, hue.sub_(near).abs_().clamp_(near, far), chroma, value=6, out=blue)
 
 
 def remove_colour_(image: Float[Tensor, "n 3 h w"], which: Tensor) -> None:

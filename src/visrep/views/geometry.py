@@ -22,7 +22,7 @@ EDGE = 1e-3
 """a box that reaches less than this into a pixel does not use it: fractions are rounded numbers"""
 BLUR_REACH = 4
 """a Gaussian is cut off at this many standard deviations"""
-TILE = 24
+TILE = 16
 """rows of a tile, at least"""
 WHOLE = 4e6
 """floating-point operations an image up to which a CPU does not use tiles"""

@@ -14,7 +14,7 @@ from visrep.views.geometry import Resize, make_axes, plan_resize, transform
 from visrep.views.parameters import NUMBERS, Parameters, draw_parameters, join
 from visrep.views.recipes import Recipe, View
 
-CHUNK_CPU = 2**19
+CHUNK_CPU = 2**20
 """values made at a time on a CPU: they should stay in its cache from one operation to the next"""
 MANY = 2**12
 """values from which on copying an image alone is faster than copying value by value"""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from visrep.encoders.convnet import ConvNet
 from visrep.encoders.resnet import ResNet
 from visrep.encoders.vit import ViT
 
-NAMED: dict[str, ViT | ResNet] = {
+EncoderConfig = ViT | ResNet | ConvNet
+
+NAMED: dict[str, EncoderConfig] = {
     "vit_tiny": ViT(width=192, heads=3),
     "vit_small": ViT(width=384, heads=6),
     "vit_base": ViT(width=768, heads=12),
@@ -16,4 +19,5 @@ NAMED: dict[str, ViT | ResNet] = {
     # for two CPU cores and images of about 32 pixels
     "vit_narrow": ViT(image=32, patch=4, width=128, depth=4, heads=4),
     "resnet_narrow": ResNet(18, width=16, stem="small"),
+    "convnet_narrow": ConvNet(width=16),
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from visrep.encoders.checks import check_choice, check_images, check_layers
 from visrep.method import Encoder, Preprocessing, Tokens
 
-BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 Stem = Literal["imagenet", "small"]
 
 
@@ -21,7 +21,7 @@ Stem = Literal["imagenet", "small"]
 class ResNet:
     """A residual network. Width 64 with the ImageNet stem is torchvision's."""
 
-    depth: Literal[10, 18, 34, 50] = 18
+    depth: Literal[18, 34, 50] = 18
     width: int = 64
     """channels of the first stage, doubled at each of the three others"""
     stem: Stem = "imagenet"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.distributed import gather, rank
-from visrep.encoders import NAMED, ResNet, ViT
+from visrep.encoders import NAMED, EncoderConfig, ResNet
 from visrep.functional import feature_std, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import projection
@@ -37,7 +37,7 @@ SMALL = replace(COLOUR, size=32, brightness=0.4, contrast=0.4, saturation=0.4, h
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ResNet | ViT = ResNet(depth=50)
+    encoder: EncoderConfig = ResNet(depth=50)
     views: TwoViews = TwoViews(COLOUR, COLOUR)
     hidden: int = 2048
     """width of the projection's hidden layers"""
@@ -104,11 +104,11 @@ def playground() -> Run[Config]:
     run = small32()
     return replace(
         run,
-        method=replace(run.method, views=TwoViews(view, view)),
+        method=replace(run.method, encoder=NAMED["convnet_narrow"], views=TwoViews(view, view)),
+        optim=replace(run.optim, lr=Warmup(epochs=1, then=Cosine(4e-3, 0.0))),
         data="playground",
-        epochs=7,
-        batch=128,
-        monitor_epochs=1,
+        epochs=16,
+        monitor_epochs=2,
     )
 
 

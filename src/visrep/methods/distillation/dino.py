@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from visrep.config import Optim, Run
 from visrep.distributed import mean_over_ranks
-from visrep.encoders import NAMED, ResNet, ViT
+from visrep.encoders import NAMED, EncoderConfig, ViT
 from visrep.functional import entropy, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import PrototypeHead
@@ -48,7 +48,7 @@ def crops(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT | ResNet = ViT(drop_path=0.1)
+    encoder: EncoderConfig = ViT(drop_path=0.1)
     views: MultiCrop = crops(size=224, local=96, n_local=8, scale=(0.4, 1.0), local_scale=(0.05, 0.4))
     prototypes: int = 65_536
     """k: small data wants few (128 to 1024), or the teacher stays uniform for a long time"""

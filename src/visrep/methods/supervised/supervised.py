@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visrep.config import Optim, Run
-from visrep.encoders import NAMED, ResNet, ViT
+from visrep.encoders import NAMED, EncoderConfig, ResNet
 from visrep.functional import feature_std, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.transformer import linear
@@ -33,7 +33,7 @@ PLAIN = View(scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ResNet | ViT = ResNet(depth=50)
+    encoder: EncoderConfig = ResNet(depth=50)
     views: OneView = OneView(PLAIN)
     classes: int = 10
     """number of classes; labels run from 0 to classes - 1"""

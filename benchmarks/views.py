@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visrep.machine import keep_freed_memory
 from visrep.method import At, Canvases
 from visrep.views import MultiCrop, Recipe, TwoViews, View, draw
 
@@ -127,6 +128,12 @@ def one_by_one(name: str, seconds: float, *, pil: bool) -> float:
     return rate(make, seconds)
 
 
+def prepare(threads: int) -> None:
+    """Both sides keep freed memory, as visrep's engine does."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+
+
 def measure(
     name: str, *, threads: int, rounds: int, seconds: float, pool: ProcessPoolExecutor
 ) -> dict[str, object]:
@@ -160,11 +167,11 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(CASES), help="a single case")
     parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    prepare(args.threads)
     if not args.json:
         print(f"{'':22} {'visrep':>10} {'torchvision':>12}  views/s on {args.threads} threads")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.threads, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(args.threads, context, initializer=prepare, initargs=(1,)) as pool:
         for name in [args.only] if args.only else CASES:
             row = measure(name, threads=args.threads, rounds=args.rounds, seconds=args.seconds, pool=pool)
             if args.json:

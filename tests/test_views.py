@@ -104,6 +104,23 @@ def test_blur_of_a_view_smaller_than_the_kernel_keeps_the_mean_of_a_flat_image()
     torch.testing.assert_close(ours, torch.full_like(ours, 0.6), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("s", [20, 96, 300])
+def test_tiles_make_what_whole_matrices_make(s: int) -> None:
+    """Whatever the box, the blur and the size of the canvas: tiles only leave out zeros."""
+    n, rng = 40, torch.Generator().manual_seed(14)
+    pixels = canvases(n, s).pixels
+    length = torch.rand(n, 2, generator=rng).square() * (s - 1) + 1
+    boxes = torch.cat([torch.rand(n, 2, generator=rng) * (s - length), length], dim=1)
+    mirrored, sigma = torch.rand(n, generator=rng) < 0.5, (torch.rand(n, generator=rng) * 3 - 1).clamp(min=0)
+    made = []
+    for tiles in (1, 4, 7):
+        how = Resize(s, 112, "bicubic", 2.0, tiles)
+        y, x = make_axes(boxes, mirrored, sigma, how)
+        made.append(transform(pixels, torch.arange(n), y, x, how))
+    torch.testing.assert_close(made[1], made[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(made[2], made[0], atol=1e-5, rtol=0)
+
+
 def test_large_images_are_made_in_tiles_and_small_ones_and_gpus_are_not() -> None:
     assert plan_resize(32, 32, "bicubic", 2.0, CPU).tiles == 1
     assert plan_resize(256, 224, "bicubic", 2.0, CPU).tiles > 1

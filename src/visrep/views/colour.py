@@ -77,12 +77,12 @@ def turn_hue_(image: Float[Tensor, "n 3 h w"], turn: Float[Tensor, "n 1 1"]) -> 
 
 def remove_colour_(image: Float[Tensor, "n 3 h w"], which: Tensor) -> None:
     """Make the images ``which`` (int64 "m") grey."""
-    image.index_copy_(0, which, gray(image[which]).expand(-1, 3, -1, -1))
+    image.index_copy_(0, which, gray(image.index_select(0, which)).expand(-1, 3, -1, -1))
 
 
 def solarize_(image: Float[Tensor, "n 3 h w"], which: Tensor) -> None:
     """Invert values of 0.5 and more of the images ``which`` (int64 "m")."""
-    bright = image[which]
+    bright = image.index_select(0, which)
     image.index_copy_(0, which, torch.minimum(bright, 1 - bright))
 
 

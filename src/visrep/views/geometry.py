@@ -57,13 +57,6 @@ class Resize:
         """Rows around a tile that the widest blur looks at."""
         return min(self.size - 1, math.ceil(BLUR_REACH * self.widest))
 
-    @property
-    def window(self) -> int:
-        """Canvas pixels that a tile looks at, at most; one more a tile, as windows are whole pixels apart."""
-        if self.tiles == 1:
-            return self.canvas
-        return math.ceil((self.rows + 2 * self.halo) * self.canvas / self.size) + self.taps + self.tiles
-
 
 def plan_resize(
     canvas: int, size: int, interpolation: Interpolation, widest: float, device: torch.device
@@ -110,9 +103,10 @@ def _make_axis(start: Tensor, length: Tensor, mirrored: Tensor, sigma: Tensor, h
     device, halo, last = start.device, how.halo, how.size - 1
     tile = torch.arange(how.tiles, device=device)
     around = torch.arange(-halo, how.rows + halo, device=device)
-    around = torch.where(mirrored[:, None], how.rows - 1 - around, around)[
-        :, :, None
-    ]  # n e 1: a tile and its halo
+    backwards = how.rows - 1 - around
+    around = torch.where(mirrored[:, None], backwards, around)[
+        ..., None
+    ]  # n e 1: rows of a tile and its halo
     row = (around + how.rows * tile).abs_()
     row = torch.minimum(row, 2 * last - row)  # n e t: mirrored at the edges, as blurs see it
     filters = _Filter(start, length, how)
@@ -122,7 +116,7 @@ def _make_axis(start: Tensor, length: Tensor, mirrored: Tensor, sigma: Tensor, h
     if how.tiles == 1:
         step = begin = torch.zeros_like(first[:, 0, 0])
         width = begin + how.canvas
-        column = first
+        window, column = how.canvas, first
     else:
         step = (length * (how.rows / how.size)).floor_().long()
         reach = (BLUR_REACH * sigma).ceil_().clamp_(max=halo).long().repeat(2)[:, None, None]
@@ -130,10 +124,11 @@ def _make_axis(start: Tensor, length: Tensor, mirrored: Tensor, sigma: Tensor, h
         begin = (filters.first(how.rows * tile - reach) - ahead).amin((1, 2))
         end = (filters.first(how.rows * tile + how.rows - 1 + reach) - ahead).amax((1, 2)) + how.taps
         width = end - begin
+        window = int(width.max())
         column = first - ahead - begin[:, None, None]
-        column.clamp_(0, how.window - how.taps)  # rows further away than the blur looks may lie outside
+        column.clamp_(0, window - how.taps)  # rows further away than the blur looks may lie outside
     index = column[..., None] + torch.arange(how.taps, device=device)
-    tiles = torch.zeros(*first.shape, how.window, device=device).scatter_(3, index, weight)  # n e t w
+    tiles = torch.zeros(*first.shape, window, device=device).scatter_(3, index, weight)  # n e t w
     return Axis(_blur(tiles, sigma, how) if halo else tiles, begin, step, width, mirrored)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from visrep.encoders import NAMED, ResNet, ViT, load_encoder, save_encoder
 from visrep.encoders.checks import check_choice, check_images, check_keep
-from visrep.encoders.resnet import ResidualNetwork
 from visrep.encoders.vit import VisionTransformer
 from visrep.method import Encoder, Preprocessing, Tokens
 from visrep.nn.positions import resample, rotary_2d, sincos_2d
@@ -207,6 +206,8 @@ def test_zero_init_makes_residual_blocks_the_identity() -> None:
 def test_resnet_says_what_it_cannot_do(asked: dict[str, Tensor | bool]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(asked))}=.*Use a ViT"):
         NAMED["resnet_narrow"].build()(torch.zeros(1, 3, 32, 32), **asked)
+    with pytest.raises(ValueError, match="need a ViT"):
+        NAMED["convnet_narrow"].build()(torch.zeros(1, 3, 32, 32), **asked)
 
 
 # What must hold for any vision transformer
@@ -273,7 +274,11 @@ def test_tokens_of_each_kind(vit: VisionTransformer) -> None:
     assert not torch.equal(tokens.layers[0].patches, tokens.patches)
 
 
-@pytest.mark.parametrize("config", [*VARIANTS.values(), NAMED["resnet_narrow"]], ids=[*VARIANTS, "resnet"])
+@pytest.mark.parametrize(
+    "config",
+    [*VARIANTS.values(), NAMED["resnet_narrow"], NAMED["convnet_narrow"]],
+    ids=[*VARIANTS, "resnet", "convnet"],
+)
 def test_every_parameter_gets_a_gradient(config: ViT | ResNet) -> None:
     encoder = config.build().train()
     masked = isinstance(config, ViT) and config.mask_token
@@ -440,7 +445,7 @@ def test_named_encoders_state_what_they_are(name: str) -> None:
         tokens = encoder(torch.zeros(2, 3, size, size), layers=(1, encoder.depth))
     side = size // encoder.stride
     assert tokens.grid == (side, side) and tokens.patches.shape == (2, side * side, encoder.width)
-    assert isinstance(encoder, VisionTransformer | ResidualNetwork)
+    assert encoder.config == NAMED[name]
 
 
 def test_parameter_counts_are_those_of_the_papers() -> None:

@@ -17,7 +17,6 @@ import copy
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -41,6 +40,7 @@ from visrep.schedules import Constant
 from visrep.views import TwoViews, draw
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import _torchvision  # noqa: F401 - declares operators that CPU builds of torch lack, before lightly is imported
 
 ENCODER = NAMED["resnet_narrow"]
 OPTIM = Optim(lr=Constant(1e-3), lr_scaling="none", weight_decay=Constant(0.05))
@@ -142,8 +142,6 @@ def lightly_simclr(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], N
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
 
-    import _torchvision  # noqa: F401 - declares operators that CPU builds of torch lack, before lightly imports it
-
     view = run.method.views.first
     transform = SimCLRTransform(
         input_size=32,
@@ -177,13 +175,16 @@ def lightly_dino(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], Non
     from lightly.models.utils import deactivate_requires_grad, update_momentum
     from lightly.transforms import DINOTransform
 
-    import _torchvision  # noqa: F401
-
     cfg = run.method
     transform = DINOTransform(global_crop_size=32, local_crop_size=16, n_local_views=cfg.views.n_local)
     backbone, width = Pooled(), ENCODER.width * 8
-    head = DINOProjectionHead(width, cfg.hidden, cfg.bottleneck, cfg.prototypes, freeze_last_layer=-1)
-    teacher_backbone, teacher_head = copy.deepcopy(backbone), copy.deepcopy(head)
+    # Two heads: copying one fails on its weight norm.
+    head, teacher_head = (
+        DINOProjectionHead(width, cfg.hidden, cfg.bottleneck, cfg.prototypes, freeze_last_layer=-1)
+        for _ in range(2)
+    )
+    teacher_head.load_state_dict(head.state_dict())
+    teacher_backbone = copy.deepcopy(backbone)
     deactivate_requires_grad(teacher_backbone)
     deactivate_requires_grad(teacher_head)
     criterion = DINOLoss(output_dim=cfg.prototypes)
@@ -213,35 +214,32 @@ def load(data: Pictures, batch: int, workers: int) -> torch.utils.data.DataLoade
 def main(settings: Settings) -> None:
     pixels = images(4096)
     view = simclr.SMALL
-    with tempfile.TemporaryDirectory():
-        runs: dict[str, tuple[Run, Any]] = {
-            "simclr 2x32": (
-                Run(
-                    method=simclr.Config(encoder=ENCODER, views=TwoViews(view, view), hidden=512, tau=0.2),
-                    optim=OPTIM,
-                    batch=settings.batch,
-                ),
-                lightly_simclr,
+    runs: dict[str, tuple[Run, Any]] = {
+        "simclr 2x32": (
+            Run(
+                method=simclr.Config(encoder=ENCODER, views=TwoViews(view, view), hidden=512, tau=0.2),
+                optim=OPTIM,
+                batch=settings.batch,
             ),
-            "dino 2x32+6x16": (
-                Run(
-                    method=dino.Config(
-                        encoder=ENCODER,
-                        views=dino.crops(
-                            size=32, local=16, n_local=6, scale=(0.4, 1.0), local_scale=(0.05, 0.4)
-                        ),
-                        prototypes=1024,
-                        hidden=512,
-                        bottleneck=64,
-                    ),
-                    optim=OPTIM,
-                    batch=settings.batch,
+            lightly_simclr,
+        ),
+        "dino 2x32+6x16": (
+            Run(
+                method=dino.Config(
+                    encoder=ENCODER,
+                    views=dino.crops(size=32, local=16, n_local=6, scale=(0.4, 1.0), local_scale=(0.05, 0.4)),
+                    prototypes=1024,
+                    hidden=512,
+                    bottleneck=64,
                 ),
-                lightly_dino,
+                optim=OPTIM,
+                batch=settings.batch,
             ),
-        }
-        for name, (run, peer) in runs.items():
-            compare(name, run, peer, pixels, settings)
+            lightly_dino,
+        ),
+    }
+    for name, (run, peer) in runs.items():
+        compare(name, run, peer, pixels, settings)
 
 
 def compare(name: str, run: Run, peer: Any, pixels: np.ndarray, settings: Settings) -> None:

@@ -19,14 +19,14 @@ def print_table(evaluation: Evaluation) -> None:
 
 
 def render(evaluation: Evaluation) -> Group:
-    """A row a protocol, layer and pooling; a column an encoder; below, what was judged, and cautions.
+    """A row a protocol, layer with pooling; a column an encoder; below, what was judged, and cautions.
 
     Pixels have no layers: their numbers stand in the last layer's rows. A trained value is green when its
     interval lies above those of all baselines in its row, and red when a baseline's value is higher.
     """
     shown = [name for name in COLUMNS if any(result.encoder == name for result in evaluation.results)]
     table = Table(title="Top-1 accuracy in %, with 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("protocol", "layer", "pooling"):
+    for heading in ("protocol", "layer"):
         table.add_column(heading)
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
@@ -37,7 +37,7 @@ def render(evaluation: Evaluation) -> Group:
             other.encoder: other for other in evaluation.results if _same_row(result, other, last)
         }
         cells = [_cell(row[name], row) if name in row else Text("-") for name in shown]
-        table.add_row(_name(result), str(result.layer), result.pooling, *cells)
+        table.add_row(_name(result), f"{result.layer} {result.pooling}", *cells)
     notes = [
         Text(evaluation.split),
         *(Text(f"! {caution}", style="yellow") for caution in evaluation.warnings),

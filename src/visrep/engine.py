@@ -99,10 +99,10 @@ def training_images(run: Run) -> Source:
     return open_source(train, limit=run.limit)
 
 
-def open_canvases(run: Run, folder: RunFolder, *, progress: bool) -> CanvasSet:
+def open_canvases(run: Run, source: Source, folder: RunFolder, *, progress: bool) -> CanvasSet:
     """The training images, decoded to canvases."""
     return CanvasSet(
-        training_images(run),
+        source,
         run.canvas,
         cache=run.cache,
         workers=run.workers,
@@ -111,11 +111,11 @@ def open_canvases(run: Run, folder: RunFolder, *, progress: bool) -> CanvasSet:
     )
 
 
-def resolve(run: Run) -> Run:
-    """Settle what was left open: the canvas size. Errors in the data show here, before a folder is made."""
+def resolve(run: Run, source: Source) -> Run:
+    """Settle what was left open: the canvas size."""
     if run.canvas:
         return run
-    return replace(run, canvas=canvas_size(training_images(run), run.method.views.size))
+    return replace(run, canvas=canvas_size(source, run.method.views.size))
 
 
 def at_step(run: Run, step: int, total: int, steps_per_epoch: int, fabric: Fabric) -> At:
@@ -177,11 +177,12 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
     if not run.out:
         name = "-".join(filter(None, (Path(method).stem, preset, time.strftime("%Y%m%d-%H%M%S"))))
         run = replace(run, out=fabric.broadcast(str(Path("runs") / name)))
-    run = resolve(run)
+    source = training_images(run)  # errors in the data show here, before a folder is made
+    run = resolve(run, source)
     about = describe(run, method=method, preset=preset, overrides=overrides)
     folder = RunFolder.create(run.out, about, writes=fabric.is_global_zero)
     with says_how_it_ended(folder):
-        train(run, folder, fabric, method=method, resume=False)
+        train(run, source, folder, fabric, method=method, resume=False)
     return folder.path
 
 
@@ -196,7 +197,7 @@ def resume(path: str | Path) -> Path:
     folder.writes = fabric.is_global_zero
     if about["status"] != "finished":
         with says_how_it_ended(folder):
-            train(run, folder, fabric, method=about["method"], resume=True)
+            train(run, training_images(run), folder, fabric, method=about["method"], resume=True)
     return folder.path
 
 
@@ -213,12 +214,12 @@ def says_how_it_ended(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def train(run: Run, folder: RunFolder, fabric: Fabric, *, method: str, resume: bool) -> None:
+def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method: str, resume: bool) -> None:
     """The loop: from the first step or the last checkpoint to the end of the run.
 
     Ctrl-C and SIGTERM save a checkpoint at the end of the step and raise KeyboardInterrupt.
     """
-    canvases = open_canvases(run, folder, progress=fabric.is_global_zero)
+    canvases = open_canvases(run, source, folder, progress=fabric.is_global_zero)
     loader = Loader(
         canvases,
         batch=run.batch,

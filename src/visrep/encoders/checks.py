@@ -33,3 +33,12 @@ def check_layers(layers: tuple[int, ...], depth: int) -> None:
     for layer in layers:
         if not 1 <= layer <= depth:
             raise ValueError(f"layers={layers} asks for layer {layer}; this encoder has layers 1 to {depth}.")
+
+
+def check_whole(kind: str, keep: Tensor | None, mask: Tensor | None, attention: bool) -> None:
+    """Raises ValueError when a convolutional network, a ``kind``, is asked for what needs separate patches."""
+    for name, asked in (("keep", keep is not None), ("mask", mask is not None), ("attention", attention)):
+        if asked:
+            raise ValueError(
+                f"A {kind} cannot do {name}=, which works on separate patches. Use a ViT encoder."
+            )

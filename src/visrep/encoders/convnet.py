@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from visrep.encoders.checks import check_images, check_layers
+from visrep.encoders.checks import check_images, check_layers, check_whole
 from visrep.method import Encoder, Preprocessing, Tokens
 
 
@@ -64,10 +64,7 @@ class ConvolutionalNetwork(Encoder):
         attention: bool = False,
     ) -> Tokens:
         """Encode images; see `Encoder.forward`. Raises ValueError for keep, mask and attention."""
-        if keep is not None or mask is not None or attention:
-            raise ValueError(
-                "A ConvNet has no separate patches: keep=, mask= and attention= need a ViT encoder."
-            )
+        check_whole("ConvNet", keep, mask, attention)
         check_images(images, 3)
         check_layers(layers, self.depth)
         x = images.contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from visrep.encoders.checks import check_choice, check_images, check_layers
+from visrep.encoders.checks import check_choice, check_images, check_layers, check_whole
 from visrep.method import Encoder, Preprocessing, Tokens
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -151,11 +151,7 @@ class ResidualNetwork(Encoder):
         Raises ValueError for keep, mask and attention, which a convolutional network does not have, and for
         layers that do not exist.
         """
-        for name, asked in (("keep", keep is not None), ("mask", mask is not None), ("attention", attention)):
-            if asked:
-                raise ValueError(
-                    f"A ResNet cannot do {name}=, which works on separate patches. Use a ViT encoder."
-                )
+        check_whole("ResNet", keep, mask, attention)
         check_images(images, 3)
         check_layers(layers, self.depth)
         x = images.contiguous(memory_format=torch.channels_last)

@@ -1,18 +1,18 @@
 """Colour jitter, grey, solarisation and normalisation of a batch, in place.
 
-Each image has its own factors and its own order of the four changes. The caller sorts the images by order, so that
-those that undergo the same change at the same time lie side by side and nothing is computed for the others.
+Each image has its own factors and its own order of the four changes. Brightness, contrast and saturation are one
+formula with different coefficients, so that a whole batch takes its first, second, ... change in few operations. The
+hue costs most and is turned only where it is its turn: the caller sorts the images by the place of the hue.
 """
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+from visrep.views.parameters import CONTRAST, HUE, ORDERS, SATURATION
+
 LUMA = (0.2989, 0.587, 0.114)
 """weights of red, green and blue in grey, as in PIL and torchvision"""
 
@@ -23,33 +23,34 @@ def gray(image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def jitter_(image: Float[Tensor, "n 3 h w"], factors: Float[Tensor, "n 4"], order: list[list[int]]) -> None:
-    """Change brightness, contrast, saturation and hue of each image in its own ``order``.
+def jitter_(image: Float[Tensor, "n 3 h w"], factors: Float[Tensor, "n 4"], order: Int[Tensor, " n"]) -> None:
+    """Change brightness, contrast, saturation and hue of each image in its own ``order``, an index into `ORDERS`.
 
-    ``factors`` are those of brightness, contrast and saturation and the turn of the hue. Fast if ``order`` is sorted.
+    ``factors`` are those of brightness, contrast and saturation and the turn of the hue. The order is sorted.
     """
-    factors = factors[:, :, None, None, None]
+    change = ORDERS[order]
+    factor = factors.gather(1, change.to(image.device))
     for k in range(4):
-        start = 0
-        for change, run in groupby(order, key=lambda of_image: of_image[k]):
-            end = start + sum(1 for _ in run)
-            apply_(image[start:end], change, factors[start:end, change])
-            start = end
+        blend_(image, change[:, k], factor[:, k])
+        of_hue = (change[:, k] == HUE).nonzero()[:, 0]
+        if len(of_hue):
+            first, end = int(of_hue[0]), int(of_hue[-1]) + 1
+            turn_hue_(image[first:end], factor[first:end, k, None, None])
         image.clamp_(0, 1)
 
 
-def apply_(image: Float[Tensor, "n 3 h w"], change: int, factor: Float[Tensor, "n 1 1 1"]) -> None:
-    """One change of colour, not yet clamped: blends with black, the image's mean grey or grey, or turns the hue."""
-    if change == BRIGHTNESS:
-        image.mul_(factor)
-    elif change == CONTRAST:
-        luma = torch.tensor(LUMA, device=image.device)
-        mean = (image.mean((2, 3)) * luma).sum(1)[:, None, None, None]
-        image.mul_(factor).add_((1 - factor) * mean)
-    elif change == SATURATION:
-        torch.lerp(gray(image), image, factor, out=image)
-    else:
-        turn_hue_(image, factor[:, 0])
+def blend_(image: Float[Tensor, "n 3 h w"], change: Int[Tensor, " n"], factor: Float[Tensor, " n"]) -> None:
+    """Blend each image with black (brightness), its mean grey (contrast) or its grey (saturation); leave it for hue.
+
+    ``factor * image + (1 - factor) * other``, not yet clamped.
+    """
+    change, factor = change.to(image.device), factor[:, None, None, None]
+    kind = change[:, None, None, None]
+    keep = torch.where(kind == HUE, 1.0, factor)
+    of_gray, of_mean = (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST)
+    other = gray(image)
+    mean = other.mean((2, 3), keepdim=True)
+    image.mul_(keep).add_(other.mul_(of_gray).add_(mean.mul_(of_mean)))
 
 
 def turn_hue_(image: Float[Tensor, "n 3 h w"], turn: Float[Tensor, "n 1 1"]) -> None:

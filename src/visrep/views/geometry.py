@@ -104,9 +104,7 @@ def _make_axis(start: Tensor, length: Tensor, mirrored: Tensor, sigma: Tensor, h
     tile = torch.arange(how.tiles, device=device)
     around = torch.arange(-halo, how.rows + halo, device=device)
     backwards = how.rows - 1 - around
-    around = torch.where(mirrored[:, None], backwards, around)[
-        ..., None
-    ]  # n e 1: rows of a tile and its halo
+    around = torch.where(mirrored[:, None], backwards, around)[..., None]  # n e 1: a tile and its halo
     row = (around + how.rows * tile).abs_()
     row = torch.minimum(row, 2 * last - row)  # n e t: mirrored at the edges, as blurs see it
     filters = _Filter(start, length, how)
@@ -127,8 +125,9 @@ def _make_axis(start: Tensor, length: Tensor, mirrored: Tensor, sigma: Tensor, h
         window = int(width.max())
         column = first - ahead - begin[:, None, None]
         column.clamp_(0, window - how.taps)  # rows further away than the blur looks may lie outside
-    index = column[..., None] + torch.arange(how.taps, device=device)
-    tiles = torch.zeros(*first.shape, window, device=device).scatter_(3, index, weight)  # n e t w
+    index = column + filters.tap
+    tiles = torch.zeros(*first.shape, window, device=device)  # n e t w
+    tiles.scatter_(3, index.permute(1, 2, 3, 0), weight.permute(1, 2, 3, 0))
     return Axis(_blur(tiles, sigma, how) if halo else tiles, begin, step, width, mirrored)
 
 
@@ -158,6 +157,8 @@ class _Filter:
         self.stretch = self.step.clamp(min=1.0)
         self.low = torch.floor(self.start + EDGE)
         self.high = torch.ceil(self.start + length[:, None, None] - EDGE)
+        # There are few taps: as the first axis they are fast, as the last they would be slow.
+        self.tap = torch.arange(how.taps, device=start.device)[:, None, None, None]
 
     def centre(self, row: Int[Tensor, "n e t"]) -> Float[Tensor, "n e t"]:
         return torch.addcmul(self.start, row + 0.5, self.step)
@@ -168,19 +169,18 @@ class _Filter:
         low = self.low.clamp(max=self.how.canvas - self.how.taps)
         return torch.minimum(first, self.high - self.how.taps).maximum(low).long()
 
-    def weight(self, row: Int[Tensor, "n e t"], first: Int[Tensor, "n e t"]) -> Float[Tensor, "n e t taps"]:
+    def weight(self, row: Int[Tensor, "n e t"], first: Int[Tensor, "n e t"]) -> Float[Tensor, "taps n e t"]:
         """Weights of these pixels, their sum 1."""
-        tap = torch.arange(self.how.taps, device=row.device)
         nearest = (first + 0.5 - self.centre(row)) / self.stretch
-        distance = (nearest[..., None] + tap / self.stretch[..., None]).abs_()
+        distance = (nearest + self.tap / self.stretch).abs_()
         if self.how.interpolation == "bicubic":
             weight = _bicubic(distance)
         else:
             weight = (1 - distance).clamp_(min=0)
         if (self.high - self.low < self.how.taps).any():
-            pixel = first[..., None] + tap
-            weight *= (pixel >= self.low[..., None]) & (pixel < self.high[..., None])
-        return weight.div_(weight.sum(3, keepdim=True))
+            pixel = first + self.tap
+            weight *= (pixel >= self.low) & (pixel < self.high)
+        return weight.div_(weight.sum(0))
 
 
 def _bicubic(distance: Tensor) -> Tensor:
@@ -201,14 +201,16 @@ def transform(
         _multiply_whole(pixels.index_select(0, index), y, x, out)
     else:
         _multiply_tiles(pixels, index, y, x, out)
-    return out.mul_(1 / 255).clamp_(0, 1)
+    return out.clamp_(0, 1)
 
 
 def _multiply_whole(pixels: Tensor, y: Axis, x: Axis, out: Tensor) -> None:
     n, c, s, _ = pixels.shape
     o = out.shape[-1]
     image = torch.empty(n, s, c, s, device=out.device).copy_(pixels.transpose(1, 2))
-    half = torch.bmm(y.tiles[:, :, 0], image.view(n, s, c * s)).view(n, o * c, s)
+    half = torch.empty(n, o, c * s, device=out.device)
+    torch.baddbmm(half, y.tiles[:, :, 0], image.view(n, s, c * s), beta=0, alpha=1 / 255, out=half)
+    half = half.view(n, o * c, s)
     whole = torch.bmm(half, x.tiles[:, :, 0].transpose(1, 2))
     out.copy_(whole.view(n, o, c, o).transpose(1, 2))
 
@@ -237,7 +239,7 @@ def _multiply_tiles(pixels: Tensor, index: Tensor, y: Axis, x: Axis, out: Tensor
         begin = beyond * c * s + min(top, 0) * c * w
         windows = image_store.as_strided((t, tall, c * w), (down * c * w, c * w, 1), begin)
         half = half_room[: o * c * w].view(t, r, c * w)
-        torch.bmm(y.tiles[n, :, :, :tall].transpose(0, 1), windows, out=half)
+        torch.baddbmm(half, y.tiles[n, :, :, :tall].transpose(0, 1), windows, beta=0, alpha=1 / 255, out=half)
         windows = half_store.as_strided((t, o * c, wide), (across, w, 1), beyond + min(left, 0))
         torch.bmm(windows, x.tiles[n, :, :, :wide].permute(1, 2, 0), out=whole)
         torch.cat(blocks[::-1] if mirrored else blocks, dim=2, out=out[n])

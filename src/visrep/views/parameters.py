@@ -22,7 +22,11 @@ TRIES = 10
 """boxes drawn in search of one that fits into the image"""
 NUMBERS = 2 * TRIES + 13
 """uniform numbers an image and view"""
-ORDERS = torch.tensor(list(permutations(range(4))))
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = torch.tensor(
+    [(*rest[:place], HUE, *rest[place:]) for place in range(4) for rest in permutations(range(3))]
+)
+"""All orders of the four changes of colour, "24 4", sorted by the place of the hue"""
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,14 @@ class Parameters:
     jittered: Bool[Tensor, " n"]
     factors: Float[Tensor, "n 4"]
     """of brightness, contrast, saturation; turn of the hue; no change where not jittered"""
-    order: Int[Tensor, "n 4"]
-    """which of the four colour changes comes first, second, ..."""
+    order: Int[Tensor, " n"]
+    """of the four changes of colour: index into `ORDERS`"""
     gray: Bool[Tensor, " n"]
     sigma: Float[Tensor, " n"]
     """standard deviation of the blur in pixels of the view, 0 for none"""
     solarized: Bool[Tensor, " n"]
 
-    def rows(self, rows: Int[Tensor, " m"]) -> Parameters:
+    def rows(self, rows: slice | Int[Tensor, " m"]) -> Parameters:
         """The choices of some of the views."""
         return Parameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
@@ -62,7 +66,7 @@ def draw_parameters(view: View, sizes: Float[Tensor, "b 2"], u: Float[Tensor, "b
         flipped=u[:, 2] < view.flip,
         jittered=jittered,
         factors=torch.where(jittered[:, None], factors, neutral).float(),
-        order=ORDERS[(u[:, 8] * len(ORDERS)).long()],
+        order=(u[:, 8] * len(ORDERS)).long(),
         gray=u[:, 9] < view.gray,
         sigma=torch.where(u[:, 10] < view.blur, least + u[:, 11] * (greatest - least), 0.0).float(),
         solarized=u[:, 12] < view.solarize,

@@ -14,10 +14,8 @@ from visrep.views.geometry import Resize, make_axes, plan_resize, transform
 from visrep.views.parameters import NUMBERS, Parameters, draw_parameters, join
 from visrep.views.recipes import Recipe, View
 
-CHUNK_CPU = 2**20
+CHUNK_CPU = 2**21
 """values made at a time on a CPU: they should stay in its cache from one operation to the next"""
-MANY = 2**12
-"""values from which on copying an image alone is faster than copying value by value"""
 CHUNK_GPU = 2**26
 """the same on a GPU: few launches, bounded memory"""
 
@@ -31,18 +29,28 @@ def draw(recipe: Recipe, canvases: Canvases, at: At) -> Batch:
     sizes = canvases.sizes.cpu()
     crops, boxes, flipped = [], [], []
     for views in recipe.groups:
-        chosen = [draw_parameters(view, sizes, at.rand(b, NUMBERS).cpu()) for view in views]
+        chosen = _choose(views, sizes, at)
         size = views[0].size
         made = torch.empty(len(views), b, 3, size, size, device=device)
         start = 0
         for _, alike in groupby(views, key=lambda view: (view.interpolation, view.mean, view.std)):
             end = start + len(alike := tuple(alike))
-            render(alike, canvases.pixels, join(chosen[start:end]), out=made[start:end].flatten(0, 1))
+            part = chosen.rows(slice(start * b, end * b))
+            render(alike, canvases.pixels, part, out=made[start:end].flatten(0, 1))
             start = end
         crops.append(made)
-        boxes.append(torch.stack([p.boxes for p in chosen]).float().to(device))
-        flipped.append(torch.stack([p.flipped for p in chosen]).to(device))
+        boxes.append(chosen.boxes.float().view(len(views), b, 4).to(device))
+        flipped.append(chosen.flipped.view(len(views), b).to(device))
     return Batch(tuple(crops), tuple(boxes), tuple(flipped), canvases.index, canvases.labels)
+
+
+def _choose(views: tuple[View, ...], sizes: Float[Tensor, "b 2"], at: At) -> Parameters:
+    """The random choices of all views of images of true size ``sizes``, view by view."""
+    parts = []
+    for view, alike in groupby(views):
+        numbers = [at.rand(len(sizes), NUMBERS) for _ in alike]
+        parts.append(draw_parameters(view, sizes.repeat(len(numbers), 1), torch.cat(numbers).cpu()))
+    return join(parts)
 
 
 def render(
@@ -54,45 +62,36 @@ def render(
 ) -> None:
     """Write views of one size to ``out`` (n = v b, view by view), as ``chosen``.
 
-    Views are made in the order of `_arrangement`, a chunk at a time.
+    Views are made a chunk at a time: those without jitter first, then by the order of their changes of colour.
     """
     view, device = views[0], pixels.device
     widest = max(each.blur_sigma[1] if each.blur > 0 else 0.0 for each in views)
     how = plan_resize(pixels.shape[-1], view.size, view.interpolation, widest, device)
     most = max(1, (CHUNK_CPU if device.type == "cpu" else CHUNK_GPU) // out[0].numel())
-    for alike in _arrangement(chosen):
-        for rows in alike.split(most):
-            part = chosen.rows(rows)
-            image = _crop(pixels, rows.to(device) % len(pixels), part, how)
-            if part.jittered[0]:
-                colour.jitter_(image, part.factors.to(device), part.order.tolist())
-            if part.gray.any():
-                colour.remove_colour_(image, part.gray.nonzero()[:, 0].to(device))
-            if part.solarized.any():
-                colour.solarize_(image, part.solarized.nonzero()[:, 0].to(device))
-            colour.normalise_(image, view.mean, view.std)
-            _put(out, rows, image)
+    order = torch.where(chosen.jittered, chosen.order, -1)
+    for rows in order.argsort(stable=True).split(most):
+        part = chosen.rows(rows)
+        image = _crop(pixels, rows.to(device) % len(pixels), part, how)
+        plain = len(rows) - int(part.jittered.sum())  # images without jitter come first
+        if plain < len(rows):
+            colour.jitter_(image[plain:], part.factors[plain:].to(device), part.order[plain:])
+        if part.gray.any():
+            colour.remove_colour_(image, part.gray.nonzero()[:, 0].to(device))
+        if part.solarized.any():
+            colour.solarize_(image, part.solarized.nonzero()[:, 0].to(device))
+        colour.normalise_(image, view.mean, view.std)
+        _put(out, rows, image)
 
 
 def _put(out: Tensor, rows: Tensor, image: Tensor) -> None:
-    """``out[rows] = image``, which torch copies value by value on a CPU: slow where an image has many."""
-    if out.device.type == "cpu" and out[0].numel() > MANY:
+    """``out[rows] = image``, for which torch copies value by value on a CPU: slow."""
+    if len(rows) == len(out):
+        torch.index_select(image, 0, rows.argsort().to(out.device), out=out)
+    elif out.device.type == "cpu":
         for row, made in zip(rows.tolist(), image, strict=True):
             out[row].copy_(made)
     else:
         out.index_copy_(0, rows.to(out.device), image)
-
-
-def _arrangement(chosen: Parameters) -> list[Tensor]:
-    """Rows by what happens to their colour: those without jitter, then those whose hue turns first, second, ..."""
-    hue_at = (chosen.order == colour.HUE).int().argmax(1)
-    key = hue_at
-    for k in range(4):
-        key = 4 * key + chosen.order[:, k]
-    key = torch.where(chosen.jittered, key + 1, 0)
-    rows = key.argsort(stable=True)
-    counts = torch.bincount(torch.where(chosen.jittered, hue_at + 1, 0), minlength=5)
-    return [part for part in rows.split(counts.tolist()) if len(part)]
 
 
 def _crop(pixels: Tensor, index: Tensor, chosen: Parameters, how: Resize) -> Float[Tensor, "n 3 o o"]:

@@ -4,8 +4,9 @@
     python benchmarks/pretrain.py [--json]
 
 Both sides hold the same uint8 images in memory and do all that a step needs: loading, views, student, teacher where
-there is one, loss, optimiser, moving average. lightly runs as its own examples do, with the number of worker processes
-that is best for it. The second row of each method splits our own step into the encoder and the rest.
+there is one, loss, optimiser, moving average. lightly runs as its own examples do, in a process of its own, with its
+own ResNet-18 (layer by layer the same as ours) and the number of worker processes that is best for it. The second row
+of each method splits our own step into the encoder and the rest.
 """
 
 # lightly is installed for this comparison only
@@ -15,13 +16,15 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -126,15 +129,20 @@ def endless(loader: torch.utils.data.DataLoader) -> Iterator[list[Tensor]]:
         yield from loader
 
 
-class Pooled(nn.Module):
-    """Our encoder as a plain backbone: "b c h w" to "b d"."""
+def backbone() -> tuple[nn.Module, int]:
+    """lightly's ResNet-18 for small images as its examples cut it, as narrow as ours, and its width."""
+    from lightly.models import ResNetGenerator
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = ENCODER.build()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.encoder(x).pool()
+    narrow = ResNetGenerator("resnet-18", width=ENCODER.width / 64)
+    layers = [*narrow.children()][:-1]
+    weights, ours = (
+        sum(p.numel() for p in x.parameters()) for x in (nn.Sequential(*layers), ENCODER.build())
+    )
+    if weights != ours:
+        raise RuntimeError(
+            f"lightly's encoder has {weights} parameters and ours {ours}: not the same encoder"
+        )
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), ENCODER.width * 8
 
 
 def lightly_simclr(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], None]:
@@ -152,9 +160,8 @@ def lightly_simclr(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], N
         cj_hue=view.hue,
         gaussian_blur=view.blur,
     )
-    model = nn.Sequential(
-        Pooled(), SimCLRProjectionHead(ENCODER.width * 8, run.method.hidden, run.method.out)
-    )
+    encoder, width = backbone()
+    model = nn.Sequential(encoder, SimCLRProjectionHead(width, run.method.hidden, run.method.out))
     criterion = NTXentLoss(temperature=run.method.tau)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     batches = endless(load(Pictures(pixels, transform), run.batch, workers))
@@ -177,27 +184,27 @@ def lightly_dino(run: Run, pixels: np.ndarray, workers: int) -> Callable[[], Non
 
     cfg = run.method
     transform = DINOTransform(global_crop_size=32, local_crop_size=16, n_local_views=cfg.views.n_local)
-    backbone, width = Pooled(), ENCODER.width * 8
+    student, width = backbone()
     # Two heads: copying one fails on its weight norm.
     head, teacher_head = (
         DINOProjectionHead(width, cfg.hidden, cfg.bottleneck, cfg.prototypes, freeze_last_layer=-1)
         for _ in range(2)
     )
     teacher_head.load_state_dict(head.state_dict())
-    teacher_backbone = copy.deepcopy(backbone)
-    deactivate_requires_grad(teacher_backbone)
+    teacher = copy.deepcopy(student)
+    deactivate_requires_grad(teacher)
     deactivate_requires_grad(teacher_head)
     criterion = DINOLoss(output_dim=cfg.prototypes)
-    optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW([*student.parameters(), *head.parameters()], lr=1e-3, fused=True)
     batches = endless(load(Pictures(pixels, transform), run.batch, workers))
 
     def step() -> None:
         views = next(batches)
-        update_momentum(backbone, teacher_backbone, m=0.99)
+        update_momentum(student, teacher, m=0.99)
         update_momentum(head, teacher_head, m=0.99)
         with torch.no_grad():
-            targets = [teacher_head(teacher_backbone(view)) for view in views[:2]]
-        loss = criterion(targets, [head(backbone(view)) for view in views], epoch=0)
+            targets = [teacher_head(teacher(view)) for view in views[:2]]
+        loss = criterion(targets, [head(student(view)) for view in views], epoch=0)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -211,48 +218,72 @@ def load(data: Pictures, batch: int, workers: int) -> torch.utils.data.DataLoade
     )
 
 
+class Peer:
+    """lightly in this process, which is one of its own: ``Peer.start`` once, then ``Peer.rate``."""
+
+    step: ClassVar[Callable[[], None]]
+
+    @staticmethod
+    def start(make: Callable, run: Run, pixels: np.ndarray, workers: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        Peer.step = staticmethod(make(run, pixels, workers))
+
+    @staticmethod
+    def rate(settings: Settings) -> float:
+        return rate(Peer.step, settings)
+
+
+def start_peer(make: Callable, run: Run, pixels: np.ndarray, workers: int) -> ProcessPoolExecutor:
+    arguments = (make, run, pixels, workers, torch.get_num_threads())
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, initializer=Peer.start, initargs=arguments)
+
+
 def main(settings: Settings) -> None:
     pixels = images(4096)
     view = simclr.SMALL
-    runs: dict[str, tuple[Run, Any]] = {
+    methods: dict[str, tuple[Any, Callable]] = {
         "simclr 2x32": (
-            Run(
-                method=simclr.Config(encoder=ENCODER, views=TwoViews(view, view), hidden=512, tau=0.2),
-                optim=OPTIM,
-                batch=settings.batch,
-            ),
+            simclr.Config(encoder=ENCODER, views=TwoViews(view, view), hidden=512, tau=0.2),
             lightly_simclr,
         ),
         "dino 2x32+6x16": (
-            Run(
-                method=dino.Config(
-                    encoder=ENCODER,
-                    views=dino.crops(size=32, local=16, n_local=6, scale=(0.4, 1.0), local_scale=(0.05, 0.4)),
-                    prototypes=1024,
-                    hidden=512,
-                    bottleneck=64,
-                ),
-                optim=OPTIM,
-                batch=settings.batch,
+            dino.Config(
+                encoder=ENCODER,
+                views=dino.crops(size=32, local=16, n_local=6, scale=(0.4, 1.0), local_scale=(0.05, 0.4)),
+                prototypes=1024,
+                hidden=512,
+                bottleneck=64,
             ),
             lightly_dino,
         ),
     }
-    for name, (run, peer) in runs.items():
-        compare(name, run, peer, pixels, settings)
+    for name, (config, peer) in methods.items():
+        compare(name, Run(method=config, optim=OPTIM, batch=settings.batch), peer, pixels, settings)
 
 
-def compare(name: str, run: Run, peer: Any, pixels: np.ndarray, settings: Settings) -> None:
+def compare(name: str, run: Run, make_peer: Callable, pixels: np.ndarray, settings: Settings) -> None:
     step, encoder = ours(run, pixels)
-    best = max(settings.workers, key=lambda n: warmed(peer(run, pixels, n), settings, once=True)[0])
-    peer_step = peer(run, pixels, best)
-    for warm in (step, encoder, peer_step):
-        warm()
-        warm()
+    warm = replace(settings, steps=2)
+    best, most = 0, 0.0
+    for workers in settings.workers:
+        with start_peer(make_peer, run, pixels, workers) as peer:
+            peer.submit(Peer.rate, warm).result()
+            speed = peer.submit(Peer.rate, settings).result()
+        if speed > most:
+            best, most = workers, speed
     rates: dict[str, list[float]] = {"ours": [], "peer": [], "encoder": []}
-    for _ in range(settings.repetitions):
-        for who, one in (("ours", step), ("peer", peer_step), ("encoder", encoder)):
-            rates[who].append(rate(one, settings))
+    with start_peer(make_peer, run, pixels, best) as peer:
+        for measure in (
+            lambda s: peer.submit(Peer.rate, s).result(),
+            lambda s: rate(step, s),
+            lambda s: rate(encoder, s),
+        ):
+            measure(warm)
+        for _ in range(settings.repetitions):
+            rates["ours"].append(rate(step, settings))
+            rates["encoder"].append(rate(encoder, settings))
+            rates["peer"].append(peer.submit(Peer.rate, settings).result())
     mine, theirs, alone = (statistics.median(rates[who]) for who in ("ours", "peer", "encoder"))
     hardware = f"{torch.get_num_threads()} threads, {torch.__version__}"
     show(
@@ -277,11 +308,6 @@ def compare(name: str, run: Run, peer: Any, pixels: np.ndarray, settings: Settin
             "hardware": hardware,
         },
     )
-
-
-def warmed(step: Callable[[], None], settings: Settings, *, once: bool) -> list[float]:
-    step()
-    return [rate(step, settings) for _ in range(1 if once else settings.repetitions)]
 
 
 def show(settings: Settings, row: dict) -> None:

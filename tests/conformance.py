@@ -47,9 +47,13 @@ class Case:
     def run(self) -> Run[Any]:
         return presets(self.module)["tiny"]()
 
-    def build(self, seed: int = 0, cfg: Any = None) -> Method:
+    def build(self, seed: int = 0, cfg: Any = None, *, rank: int = 0, world: int = 1) -> Method:
+        """The method with fresh weights, at the start of an epoch of 16 images."""
         torch.manual_seed(seed)
-        return method_class(self.module)(self.run.method if cfg is None else cfg)
+        method = method_class(self.module)(self.run.method if cfg is None else cfg)
+        b = 16 // world
+        method.before_epoch([views(self, step=0).rows(slice(rank * b, (rank + 1) * b))], moment(0))
+        return method
 
 
 def images(n: int, size: int = 32) -> Canvases:
@@ -405,7 +409,7 @@ class Outcome:
 
 def two_steps(case: Case, rank: int, world: int) -> Outcome:
     """Two steps of plain gradient descent in 64 bits on this rank's share of the images."""
-    method = case.build().double()
+    method = case.build(rank=rank, world=world).double()
     if world > 1:
         convert_batchnorm(method)
     b = 16 // world

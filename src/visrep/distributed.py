@@ -33,13 +33,26 @@ def gather(x: Shaped[Tensor, " b *any"]) -> Shaped[Tensor, " m *any"]:
 
 
 @torch.no_grad()
+def sum_over_ranks(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """The sum over ranks, without gradient, the same on every rank."""
+    total = x.detach().clone()
+    if world() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def max_over_ranks(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """The greatest value over ranks, without gradient, the same on every rank."""
+    greatest = x.detach().clone()
+    if world() > 1:
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    return greatest
+
+
 def mean_over_ranks(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """The mean over ranks, without gradient, the same on every rank."""
-    if world() == 1:
-        return x.detach()
-    total = x.detach().clone()
-    dist.all_reduce(total)
-    return total / world()
+    return sum_over_ranks(x) / world()
 
 
 class _Gather(torch.autograd.Function):

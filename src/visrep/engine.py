@@ -69,6 +69,24 @@ class _State:
         return saved["step"]
 
 
+@dataclass(frozen=True)
+class _Views:
+    """Views of the images of the epoch that begins at ``at``: drawn anew whenever somebody iterates over them."""
+
+    run: Run
+    loader: Loader
+    at: At
+    fabric: Fabric
+
+    def __iter__(self) -> Iterator[Batch]:
+        at = replace(
+            self.at, rng=torch.Generator(self.fabric.device).manual_seed(self.at.rng.initial_seed() + 1)
+        )
+        for canvas in self.loader.stream(at.step, at.step + at.steps_per_epoch):
+            batch = draw(self.run.method.views, canvas.to(self.fabric.device), at)
+            yield batch.without_labels()
+
+
 def build_fabric(run: Run) -> Fabric:
     """Devices, precision and distribution as the run asks for them."""
     keep_freed_memory()
@@ -259,6 +277,8 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
             at = at_step(run, step, total, loader.steps_per_epoch, fabric)
             # Dropout and drop path draw from the global generator: seeded too, and different on each rank.
             torch.manual_seed(hash((run.seed, step, fabric.global_rank)))
+            if step % loader.steps_per_epoch == 0:
+                module.before_epoch(_Views(run, loader, at, fabric), at)
             batch = draw(run.method.views, canvas.to(fabric.device), at)
             taken, values, grad_norm = take_step(run, model, state, batch, at, fabric)
             step += 1

@@ -7,7 +7,7 @@ k prototypes or classes, t time, c channels, p patch side, r registers, l layers
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -220,6 +220,12 @@ class Method(nn.Module, ABC):
 
     def after_step(self, at: At, carry: Mapping[str, Tensor]) -> None:
         """Called once after each optimiser step: teachers, centres, queues, codebooks move here."""
+
+    def before_epoch(self, images: Iterable[Batch], at: At) -> None:
+        """Called at the start of every epoch; iterating over ``images`` gives views of the whole data set, once.
+
+        For methods whose targets belong to an epoch, such as clusters. Each rank sees its part of each batch.
+        """
 
     def turns(self) -> dict[str, list[nn.Parameter]]:
         """Parameters optimised in each turn of a step: one turn, except for adversarial methods."""

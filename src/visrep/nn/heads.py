@@ -15,11 +15,19 @@ from visrep.nn.transformer import linear
 
 
 def projection(
-    n_in: int, hidden: int, n_out: int, *, layers: int = 2, last_norm: bool = True
+    n_in: int,
+    hidden: int,
+    n_out: int,
+    *,
+    layers: int = 2,
+    last_norm: bool = True,
+    last_scale: bool = True,
+    last_bias: bool = True,
 ) -> nn.Sequential:
     """The MLP of SimCLR's official code (arXiv:2002.05709): linear, BatchNorm, ReLU, ..., linear, BatchNorm.
 
-    BatchNorm after the last layer is optional and, as there, without an offset. Takes and gives "b d".
+    BatchNorm after the last layer is optional and, as there, without an offset; ``last_scale=False`` also takes its
+    scale away, ``last_bias=False`` the bias of a last layer that no BatchNorm follows. Takes and gives "b d".
     Raises ValueError for fewer than one layer.
     """
     if layers < 1:
@@ -29,12 +37,13 @@ def projection(
     for i, (before, after) in enumerate(pairwise(widths), start=1):
         last = i == layers
         # BatchNorm takes any constant away, so a bias before it would be a parameter without effect.
-        modules.append(nn.Linear(before, after, bias=last and not last_norm))
+        modules.append(nn.Linear(before, after, bias=last and last_bias and not last_norm))
         if not last:
             modules += [nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
         elif last_norm:
-            norm = nn.BatchNorm1d(after)
-            norm.bias.requires_grad_(False)
+            norm = nn.BatchNorm1d(after, affine=last_scale)
+            if last_scale:
+                norm.bias.requires_grad_(False)
             modules.append(norm)
     return nn.Sequential(*modules)
 

@@ -202,8 +202,8 @@ def test_named_encoders_fit_the_views():
         with_encoder(run, "vit_giant")
 
 
-def test_a_method_is_added_by_one_file(tmp_path: Path):
-    """A copied file is a method: no registry, no other change."""
+def test_a_users_own_file_is_a_method(tmp_path: Path):
+    """By its path: no registry, no other change."""
     from visrep.methods import method_files
 
     copied = tmp_path / "mine.py"

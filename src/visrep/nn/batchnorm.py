@@ -1,7 +1,8 @@
-"""BatchNorm over the batches of all ranks, on any backend: PyTorch's SyncBatchNorm has no CPU path."""
+"""BatchNorm whose statistics are not those of a rank's batch: of all ranks' rows, or of small groups of rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from visrep.distributed import gather, world
+from visrep.distributed import gather, mean_over_ranks, world
 from visrep.functional import widen
 
 
@@ -17,15 +18,12 @@ from visrep.functional import widen
 class GatheredBatchNorm(_BatchNorm):
     """BatchNorm of "b c *any" whose statistics are those of all ranks' rows together.
 
-    Autograd-correct with gloo and NCCL; same state-dict names as torch's. Every rank must bring equally many
-    rows.
+    Autograd-correct with gloo and NCCL (PyTorch's SyncBatchNorm has no CPU path); same state-dict names as torch's.
+    Every rank must bring equally many rows.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.ndim < 2:
-            raise ValueError(
-                f"BatchNorm needs at least 2 axes (batch, channels), got a tensor of {tuple(input.shape)}."
-            )
+        _check_axes(input)
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
@@ -60,29 +58,3 @@ class GatheredBatchNorm(_BatchNorm):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(var.to(self.running_var.dtype), share)
-
-
-def convert_batchnorm(module: nn.Module) -> None:
-    """Replace every BatchNorm inside ``module`` by a gathered one that shares its parameters and statistics.
-
-    Raises ValueError when ``module`` itself is a BatchNorm, which cannot be replaced in place.
-    """
-    if isinstance(module, _BatchNorm) and not isinstance(module, GatheredBatchNorm):
-        raise ValueError("A lone BatchNorm cannot be converted in place. Wrap it in a module.")
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            module.register_module(name, _gathered(child))
-        else:
-            convert_batchnorm(child)
-
-
-def _gathered(norm: _BatchNorm) -> GatheredBatchNorm:
-    if norm.running_mean is None:
-        raise ValueError(
-            "Gathered BatchNorm needs running statistics: build it with track_running_stats=True."
-        )
-    new = GatheredBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine)
-    new.weight, new.bias = norm.weight, norm.bias
-    new.running_mean, new.running_var = norm.running_mean, norm.running_var
-    new.num_batches_tracked = norm.num_batches_tracked
-    return new.train(norm.training)

@@ -1,4 +1,4 @@
-"""Write docs/results.md, docs/methods.md and the README's table from the records and the method files.
+"""Write docs/results.md, docs/methods/ and the README's table from the records and the method files.
 
 python docs/generate.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from visrep.catalogue import catalogue, load_records
+from visrep.catalogue import Entry, catalogue, load_records
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -27,12 +27,22 @@ lowest 95 % confidence bound of its seeds lies above the highest value of theirs
 METHODS_HEAD = """\
 # Methods
 
-Made by `python docs/generate.py` from the method files: do not edit.
+Made by `python docs/generate.py` from the method files and the records: do not edit. The pages of the families explain
+targets, what stops collapse and what each is good at.
+
+| method | family | idea | paper | status | linear probe (untrained twin) |
+|---|---|---|---|---|---|
 """
 
 
 def cell(values: dict | None) -> str:
     return f"{values['mean']:.1f} ± {values['sd']:.1f}" if values else ""
+
+
+def claim(record: dict) -> dict:
+    """The row of a record's summary on which its verification rests."""
+    wanted = (record["protocol"], record["pooling"])
+    return next(row for row in record["summary"] if (row["protocol"], row["pooling"]) == wanted)
 
 
 def results() -> str:
@@ -47,12 +57,11 @@ def results() -> str:
         parts.append("|---|---|---|---|---|---|---|---|---|\n")
         for record in (r for r in records if r["data"] == data):
             for row in record["summary"]:
-                claim = row["protocol"] == record["protocol"] and row["pooling"] == record["pooling"]
                 protocol = f"{row['protocol']} {row['metric']}"
                 seconds = f"{record['cpu_seconds']['mean']:.0f}"
                 both = "yes" if row["beats_untrained"] and row["beats_pixels"] else "no"
                 parts.append(
-                    f"| {record['method']}:{record['preset']} | {f'**{protocol}**' if claim else protocol} "
+                    f"| {record['method']}:{record['preset']} | {f'**{protocol}**' if row is claim(record) else protocol} "
                     f"| {row['layer']}, {row['pooling']} | {cell(row['trained'])} | {cell(row.get('untrained'))} "
                     f"| {cell(row.get('pixels'))} | {both} | {seconds} | {len(record['seeds'])} |\n"
                 )
@@ -68,40 +77,65 @@ def summary() -> str:
     """The short table of the README: the claim of every record."""
     parts = ["| method | data | linear probe | untrained twin | raw pixels |\n|---|---|---|---|---|\n"]
     for record in load_records():
-        row = next(
-            row
-            for row in record["summary"]
-            if (row["protocol"], row["pooling"]) == (record["protocol"], record["pooling"])
-        )
+        row = claim(record)
         cells = (cell(row.get(encoder)) for encoder in ("trained", "untrained", "pixels"))
         parts.append(f"| {record['method']} | {record['data']} | {' | '.join(cells)} |\n")
     return "".join(parts)
 
 
+def between(text: str, marker: str, made: str) -> str:
+    """The text with what stands between ``<!-- marker -->`` and ``<!-- end of marker -->`` made anew."""
+    before, _, rest = text.partition(f"<!-- {marker} -->\n")
+    _, _, after = rest.partition(f"<!-- end of {marker} -->")
+    return f"{before}<!-- {marker} -->\n{made}<!-- end of {marker} -->{after}"
+
+
 def readme(text: str) -> str:
     """The README with its table made anew."""
-    before, _, rest = text.partition("<!-- results -->\n")
-    _, _, after = rest.partition("<!-- end of results -->")
-    return f"{before}<!-- results -->\n{summary()}<!-- end of results -->{after}"
+    return between(text, "results", summary())
+
+
+def paper(entry: Entry) -> str:
+    return f"[{entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})" if entry.arxiv else ""
+
+
+def proof(record: dict) -> str:
+    """The claim of a record in a few words."""
+    row = claim(record)
+    untrained = f" ({row['untrained']['mean']:.1f})" if "untrained" in row else ""
+    return f"{record['data']} {row['trained']['mean']:.1f} ± {row['trained']['sd']:.1f}{untrained}"
 
 
 def methods() -> str:
-    """docs/methods.md."""
+    """docs/methods/README.md: one line a method."""
     parts = [METHODS_HEAD]
-    entries = catalogue()
-    for family in dict.fromkeys(entry.family for entry in entries):
-        parts.append(f"\n## {family}\n")
-        for entry in (e for e in entries if e.family == family):
-            paper = f" [arXiv:{entry.arxiv}](https://arxiv.org/abs/{entry.arxiv})" if entry.arxiv else ""
-            parts.append(
-                f"\n### {entry.name}\n\n{entry.idea}{paper}\n\n"
-                f"- status: {entry.status}\n- verified against: {entry.verified_against}\n"
-                f"- deviations: {entry.deviations or 'none'}\n- presets: {', '.join(entry.presets)}\n"
-            )
+    for entry in catalogue():
+        idea = entry.idea.partition(": ")[2] or entry.idea
+        status = "verified" if entry.status == "verified" else "unverified"
+        parts.append(
+            f"| {entry.name} | [{entry.family}]({entry.family}.md) | {idea} | {paper(entry)} | {status} "
+            f"| {'; '.join(map(proof, entry.records))} |\n"
+        )
     return "".join(parts)
+
+
+def family_page(text: str, family: str) -> str:
+    """A page of docs/methods/ with its facts about each method made anew."""
+    parts = []
+    for entry in (entry for entry in catalogue() if entry.family == family):
+        parts.append(
+            f"\n### {entry.name}\n\n{entry.idea} {paper(entry)}\n\n```\n{entry.equation}\n```\n\n"
+            f"- status: {entry.status}\n- verified against: {entry.verified_against}\n"
+            f"- deviations: {entry.deviations or 'none'}\n- presets: {', '.join(entry.presets)}\n"
+        )
+        parts.extend(f"- learns: {proof(record)}, linear probe, percent\n" for record in entry.records)
+    return between(text, "methods", "".join(parts))
 
 
 if __name__ == "__main__":
     (DOCS / "results.md").write_text(results())
-    (DOCS / "methods.md").write_text(methods())
+    (DOCS / "methods/README.md").write_text(methods())
+    for family in {entry.family for entry in catalogue()}:
+        page = DOCS / f"methods/{family}.md"
+        page.write_text(family_page(page.read_text() if page.exists() else f"# {family}\n\n", family))
     README.write_text(readme(README.read_text()))

@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from visrep.catalogue import catalogue
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -23,7 +25,15 @@ def test_results_page_equals_the_records(generate: ModuleType):
 
 
 def test_methods_page_equals_the_method_files(generate: ModuleType):
-    assert (DOCS / "methods.md").read_text() == generate.methods(), "run: python docs/generate.py"
+    assert (DOCS / "methods/README.md").read_text() == generate.methods(), "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("family", sorted({entry.family for entry in catalogue()}))
+def test_the_page_of_a_family_equals_its_method_files(generate: ModuleType, family: str):
+    text = (DOCS / f"methods/{family}.md").read_text()
+    assert generate.family_page(text, family) == text, "run: python docs/generate.py"
+    explained = text.partition("<!-- methods -->")[0]
+    assert all(word in explained for word in ("## The target", "## What stops collapse", "## Good at"))
 
 
 def test_the_readme_shows_the_records(generate: ModuleType):

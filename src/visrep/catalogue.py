@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ class Entry:
     name: str
     family: str
     idea: str
+    equation: str
     arxiv: str
     verified_against: str
     deviations: str
@@ -57,6 +59,12 @@ def section(docstring: str, title: str) -> str:
     return " ".join(found[1].split()) if found else ""
 
 
+def equation(docstring: str) -> str:
+    """The first indented paragraph of a docstring, without its indentation."""
+    found = re.search(r"^(?: {4,}.*\n|\n(?= {4}))+", docstring, re.MULTILINE)
+    return textwrap.dedent(found[0]).strip("\n") if found else ""
+
+
 def catalogue() -> list[Entry]:
     """Every built-in method."""
     records = load_records()
@@ -70,6 +78,7 @@ def catalogue() -> list[Entry]:
                 name=name,
                 family=file.parent.name,
                 idea=" ".join(docstring.split("\n\n")[0].split()),
+                equation=equation(docstring),
                 arxiv=arxiv[1] if arxiv else "",
                 verified_against=section(docstring, "Verified against") or "nothing yet",
                 deviations=section(docstring, "Deviations"),

@@ -47,12 +47,15 @@ class Case:
     def run(self) -> Run[Any]:
         return presets(self.module)["tiny"]()
 
-    def build(self, seed: int = 0, cfg: Any = None, *, rank: int = 0, world: int = 1) -> Method:
-        """The method with fresh weights, at the start of an epoch of 16 images."""
+    def fresh(self, seed: int = 0, cfg: Any = None) -> Method:
+        """The method with fresh weights."""
         torch.manual_seed(seed)
-        method = method_class(self.module)(self.run.method if cfg is None else cfg)
-        b = 16 // world
-        method.before_epoch([views(self, step=0).rows(slice(rank * b, (rank + 1) * b))], moment(0))
+        return method_class(self.module)(self.run.method if cfg is None else cfg)
+
+    def build(self, seed: int = 0, cfg: Any = None) -> Method:
+        """The method with fresh weights, at the start of an epoch of 16 images."""
+        method = self.fresh(seed, cfg)
+        method.before_epoch([views(self, step=0)], moment(0))
         return method
 
 
@@ -372,7 +375,7 @@ def check_presets(case: Case) -> None:
         run = preset()
         assert from_json(to_json(run)) == run, f"preset {name} changes on its way through JSON"
         if run.method.views.size <= 64:
-            optimizers(run, case.build(cfg=run.method))
+            optimizers(run, case.fresh(cfg=run.method))
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -409,14 +412,16 @@ class Outcome:
 
 def two_steps(case: Case, rank: int, world: int) -> Outcome:
     """Two steps of plain gradient descent in 64 bits on this rank's share of the images."""
-    method = case.build(rank=rank, world=world).double()
+    method = case.fresh().double()
     if world > 1:
         convert_batchnorm(method)
     b = 16 // world
+    share = slice(rank * b, (rank + 1) * b)
+    method.before_epoch([doubled(views(case, step=0)).rows(share)], moment(0, rank=rank, world=world))
     means = []
     for step in (50, 51):
         at = moment(step, rank=rank, world=world)
-        batch = doubled(views(case, step=step)).rows(slice(rank * b, (rank + 1) * b))
+        batch = doubled(views(case, step=step)).rows(share)
         method.zero_grad(set_to_none=True)
         for turn in method.turns():
             losses = method.loss(batch, replace(at, turn=turn))

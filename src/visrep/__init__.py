@@ -1,6 +1,6 @@
 """visrep: learn, judge and use visual representations."""
 
-from visrep.api import embed, evaluate, load_encoder, pretrain, report, resume
+from visrep.api import compare, embed, evaluate, load_encoder, pretrain, report, resume
 from visrep.config import Optim, Run
 from visrep.method import At, Batch, Encoder, Losses, Method, Tokens
 
@@ -15,6 +15,7 @@ __all__ = [
     "Optim",
     "Run",
     "Tokens",
+    "compare",
     "embed",
     "evaluate",
     "load_encoder",

@@ -12,6 +12,7 @@ from visrep.config import Run
 if TYPE_CHECKING:
     from visrep.data import Source
     from visrep.evaluation.evaluate import Evaluation
+    from visrep.evaluation.standings import Comparison
     from visrep.method import Encoder
 
 
@@ -134,6 +135,46 @@ def evaluate(
     )
     save_json(Path(run) / "evaluation.json", result.to_json())
     return result
+
+
+def compare(
+    entries: Sequence[str | Path],
+    data: str = "",
+    *,
+    labelled: str = "",
+    budget: str = "",
+    preset: str = "small32",
+    encoder: str = "",
+    out: str | Path = "runs/compare",
+    seed: int = 0,
+    protocols: tuple[str, ...] = ("knn", "linear"),
+    limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    labels: bool = True,
+    progress: bool = False,
+) -> Comparison:
+    """Train methods under one budget and judge them, and finished runs, alike; writes comparison.json and .html.
+
+    ``entries`` are run folders and methods (``name``, ``name:preset``, your own file); a method is trained in
+    ``<out>/<name>``, or continued, or left as it is when it was finished there under the same terms. ``budget`` is
+    a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.
+    Judged on ``labelled``, else ``data``, as in `evaluate`; without labels, or with ``labels=False``, the order is by
+    RankMe, which says little. ``encoder`` and ``overrides`` are common to all methods that are trained; ``limit`` is
+    how many images they and the probes are trained on.
+    """
+    from visrep.comparison.candidates import Common
+    from visrep.comparison.compare import compare
+
+    return compare(
+        entries,
+        Common(data, preset, encoder, seed, limit, overrides or {}),
+        labelled=labelled,
+        budget=budget,
+        out=Path(out),
+        protocols=protocols,
+        labels=labels,
+        progress=progress,
+    )
 
 
 def embed(

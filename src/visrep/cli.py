@@ -1,4 +1,4 @@
-"""The command line: visrep pretrain | evaluate | embed | report | list | demo."""
+"""The command line: visrep pretrain | evaluate | compare | embed | report | list | demo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -19,6 +19,7 @@ visrep: learn, judge and use visual representations
   visrep pretrain METHOD[:PRESET] --data FOLDER --out RUN   train an encoder on a folder of images
   visrep pretrain --resume RUN                              continue a stopped run
   visrep evaluate RUN --data FOLDER                         how good is it? (labelled images)
+  visrep compare WHAT WHAT ... --data FOLDER                which is best? runs, or methods under one --budget
   visrep embed RUN --data FOLDER --out FILE                 one vector an image: .parquet, .npz or .csv
   visrep report RUN                                         one HTML file with everything about a run
   visrep list                                               methods, presets, what is proven
@@ -122,6 +123,73 @@ def evaluate(
     print_table(result)
 
 
+def compare(
+    entries: tyro.conf.Positional[tuple[str, ...]] = (),
+    data: str = "",
+    budget: str = "",
+    preset: str = "small32",
+    out: Path = Path("runs/compare"),
+    labelled: str = "",
+    protocols: tuple[str, ...] = ("knn", "linear"),
+    encoder: str = "",
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = (),
+    limit: int | None = None,
+    labels: bool = True,
+    seed: int = 0,
+) -> None:
+    """Judge runs alike, after training those that are methods under one budget; comparison.html and .json in out.
+
+    Stopped? The same command continues: finished runs in out are kept, an unfinished one is resumed.
+
+    Args:
+        entries: run folders and methods: METHOD, METHOD:PRESET or your own file
+        data: images to train on and to judge on; default: those of the runs or presets, if they are the same
+        budget: for each method, a time (90s, 30m, 2h) or images seen (500000, 500k); default: what the most demanding
+            preset asks for
+        preset: of methods named without one
+        out: a method is trained in OUT/METHOD
+        labelled: labelled images to judge on instead of data
+        protocols: knn, linear, attentive
+        encoder: one for all methods, by name
+        settings: changed for all methods, such as batch=128 optim.clip=3
+        limit: train encoders and probes on only so many images; default: what presets say, and all for probes
+        labels: use the labels of data; --no-labels ranks by RankMe, which says little
+        seed: of training, splits, bootstrap and untrained encoders
+    """
+    from visrep import api
+    from visrep.evaluation.leaderboard import print_leaderboard
+
+    comparison = api.compare(
+        entries,
+        data,
+        labelled=labelled,
+        budget=budget,
+        preset=preset,
+        encoder=encoder,
+        out=out,
+        seed=seed,
+        protocols=protocols,
+        limit=limit,
+        overrides=dict(map(setting, settings)),
+        labels=labels,
+        progress=True,
+    )
+    print_leaderboard(comparison)
+    Console(stderr=True).print(f"Look at it: {(out / 'comparison.html').resolve()}", highlight=False)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``optim.clip=3`` to a field and its value. Raises ValueError without an equals sign."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: write FIELD=VALUE, such as --set batch=128 optim.clip=3.")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        parsed = value
+    return path, tuple(parsed) if isinstance(parsed, list) else parsed
+
+
 def embed(run: tyro.conf.Positional[Path], data: str, out: Path, pooling: str = "auto") -> None:
     """Write one vector an image, with its path.
 
@@ -196,6 +264,7 @@ def demo(out: Path = Path("runs/demo"), method: str = "simclr") -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
+    "compare": compare,
     "embed": embed,
     "report": report,
     "list": list_methods,
@@ -217,8 +286,9 @@ def main() -> None:
         else:
             raise ValueError(f"There is no command {name!r}. Available: pretrain, {', '.join(COMMANDS)}.")
     except KeyboardInterrupt:
+        how = "the same command" if name == "compare" else "--resume"
         Console(stderr=True).print(
-            "Stopped. A checkpoint was saved if training had begun: --resume continues it."
+            f"Stopped. A checkpoint was saved if training had begun: {how} continues it."
         )
         sys.exit(130)
     except (ValueError, ImportError, RuntimeError, OSError) as error:

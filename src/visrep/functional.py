@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -46,6 +46,37 @@ def entropy(probabilities: Float[Tensor, "*any k"]) -> Float[Tensor, "*any"]:
     return torch.special.entr(probabilities).sum(-1)
 
 
+def coding_rate(z: Float[Tensor, "*any m d"], eps: float) -> Float[Tensor, "*any"]:
+    """Nats to code one of the m rows up to a squared error of eps: log det(I + d / (m eps) z' z) / 2.
+
+    Large when the rows spread over many directions; not centred. Yu et al. 2020, arXiv:2006.08558, whose eps is
+    the root of this one. Raises ValueError unless eps is positive.
+    """
+    if eps <= 0:
+        raise ValueError(f"eps={eps} is not a squared error. Use a positive number, such as 0.5.")
+    m, d = z.shape[-2:]
+    gram = z @ z.mT if m < d else z.mT @ z  # both have one determinant: the smaller is cheaper
+    identity = torch.eye(gram.shape[-1], dtype=z.dtype, device=z.device)
+    # The determinant is the squared product of the factor's diagonal.
+    factor = torch.linalg.cholesky_ex(identity + d / (m * eps) * gram).L
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def crop_similarity(s: Float[Tensor, "v b d"], t: Float[Tensor, "g b d"]) -> Float[Tensor, ""]:
+    """Mean dot product of each global crop in ``t`` with each other crop of its image in ``s``.
+
+    The g crops of ``t`` are the first g of ``s``.
+    """
+    similarity = torch.einsum("gbd,vbd->gv", t, s) / s.shape[1]
+    same = torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
+    return similarity[~same].mean()
+
+
+def off_diagonal(matrices: Float[Tensor, "*any d d"]) -> Float[Tensor, "*any d d"]:
+    """Square matrices with zeros on the diagonal."""
+    return matrices.masked_fill(torch.eye(matrices.shape[-1], dtype=torch.bool, device=matrices.device), 0.0)
+
+
 @torch.no_grad()
 def feature_std(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Deviation of L2-normalised features, mean over dimensions.
@@ -54,3 +85,44 @@ def feature_std(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     Chen & He 2021, arXiv:2011.10566, section 4.1.
     """
     return F.normalize(widen(features), dim=-1).std(0, correction=0).mean()
+
+
+def dino_loss(p: Float[Tensor, "g b k"], s: Float[Tensor, "v b k"], tau: float) -> Float[Tensor, ""]:
+    """Cross-entropy of each teacher code with each other crop's prediction, mean over pairs and images.
+
+    The g crops of ``p`` are the first g of ``s``. Caron et al. 2021, arXiv:2104.14294.
+    """
+    return -crop_similarity((s / tau).log_softmax(-1), p)
+
+
+def mean_over_hidden(x: Float[Tensor, " m"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:
+    """Mean over the hidden patches of an image, then over images; an image without any counts 0.
+
+    ``x`` has one number for each hidden patch of ``mask``, row by row.
+    """
+    weight = mask.to(x) / mask.sum(1, keepdim=True).clamp(min=1)  # b n
+    return (weight[mask] * x).sum() / len(mask)
+
+
+def masked_patch_loss(
+    p: Float[Tensor, "m k"], s: Float[Tensor, "m k"], mask: Bool[Tensor, "b n"], tau: float
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the teacher's codes of hidden patches, averaged by `mean_over_hidden`.
+
+    Zhou et al. 2021, arXiv:2111.07832.
+    """
+    return mean_over_hidden(-(p * (s / tau).log_softmax(-1)).sum(-1), mask)
+
+
+def koleo(x: Float[Tensor, "b d"], everyone: Float[Tensor, "m d"], first: int) -> Float[Tensor, ""]:
+    """Minus the log distance of each row, at length 1, to its nearest neighbour: least when spread evenly.
+
+    ``x`` is rows ``first`` and on of ``everyone``. The estimator of entropy of Kozachenko and Leonenko as in
+    Sablayrolles et al. 2019, arXiv:1806.03198. Raises ValueError for a row without others.
+    """
+    if len(everyone) < 2:
+        raise ValueError("KoLeo compares images and got one. Use a batch of at least 2 images.")
+    x, everyone = (F.normalize(rows, dim=-1, eps=1e-8) for rows in (x, everyone))
+    itself = torch.arange(first, first + len(x), device=x.device).unsqueeze(1)
+    nearest = (x @ everyone.T).scatter(1, itself, -torch.inf).argmax(1)
+    return -(F.pairwise_distance(x, everyone[nearest], eps=1e-8) + 1e-8).log().mean()

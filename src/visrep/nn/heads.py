@@ -48,6 +48,16 @@ def projection(
     return nn.Sequential(*modules)
 
 
+def gelu_mlp(n_in: int, hidden: int, n_out: int, *, batch_norm: bool = False) -> nn.Sequential:
+    """The three linear layers of DINO's head (arXiv:2104.14294), GELU between them, after BatchNorm where asked."""
+    modules: list[nn.Module] = []
+    for before, after in ((n_in, hidden), (hidden, hidden)):
+        # BatchNorm takes any constant away, so a bias before it would be a parameter without effect.
+        modules.append(linear(before, after, bias=not batch_norm))
+        modules += [nn.BatchNorm1d(after), nn.GELU()] if batch_norm else [nn.GELU()]
+    return nn.Sequential(*modules, linear(hidden, n_out))
+
+
 @final
 class PrototypeHead(nn.Module):
     """DINO's head (arXiv:2104.14294): MLP, L2-normalised bottleneck, cosine with each of k prototypes.
@@ -67,12 +77,7 @@ class PrototypeHead(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        modules: list[nn.Module] = []
-        for before, after in ((n_in, hidden), (hidden, hidden)):
-            # BatchNorm takes any constant away, so a bias before it would be a parameter without effect.
-            modules.append(linear(before, after, bias=not batch_norm))
-            modules += [nn.BatchNorm1d(after), nn.GELU()] if batch_norm else [nn.GELU()]
-        self.mlp = nn.Sequential(*modules, linear(hidden, bottleneck))
+        self.mlp = gelu_mlp(n_in, hidden, bottleneck, batch_norm=batch_norm)
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         self.prototypes_norm = nn.Parameter(torch.ones(prototypes, 1), requires_grad=learn_norm)
         nn.init.kaiming_uniform_(self.prototypes, a=math.sqrt(5))  # nn.Linear's; only directions matter

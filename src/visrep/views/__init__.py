@@ -1,6 +1,15 @@
 """Views of images: crops, flips, blur and colour changes, made in batches on the device that trains."""
 
-from visrep.views.recipes import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, OneView, Recipe, TwoViews, View
+from visrep.views.recipes import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MultiCrop,
+    OneView,
+    Recipe,
+    TwoViews,
+    View,
+    crops,
+)
 from visrep.views.render import center, draw
 
 __all__ = [
@@ -12,5 +21,6 @@ __all__ = [
     "TwoViews",
     "View",
     "center",
+    "crops",
     "draw",
 ]

@@ -6,7 +6,7 @@ A variant of a view is ``replace(view, size=96, scale=(0.05, 0.4))``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from visrep.method import Preprocessing
@@ -165,3 +165,16 @@ class MultiCrop(Recipe):
     def groups(self) -> tuple[tuple[View, ...], ...]:
         large = (self.global_1, self.global_2)
         return (large, (self.local,) * self.n_local) if self.n_local else (large,)
+
+
+def crops(
+    *, size: int, local: int, n_local: int, scale: tuple[float, float], local_scale: tuple[float, float]
+) -> MultiCrop:
+    """DINO's crops at any size: blur and solarisation differ between the two global ones."""
+    view = View(size=size, scale=scale)
+    return MultiCrop(
+        global_1=replace(view, blur=1.0),
+        global_2=replace(view, blur=0.1, solarize=0.2),
+        local=replace(view, size=local, scale=local_scale, blur=0.5),
+        n_local=n_local,
+    )

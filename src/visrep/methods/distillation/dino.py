@@ -25,25 +25,12 @@ from torch import Tensor, nn
 from visrep.config import Optim, Run
 from visrep.distributed import mean_over_ranks
 from visrep.encoders import NAMED, EncoderConfig, ViT
-from visrep.functional import entropy, widen
+from visrep.functional import dino_loss, entropy, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import PrototypeHead
 from visrep.nn.teacher import Teacher
 from visrep.schedules import Constant, Cosine, Ramp, Schedule, Step, Warmup
-from visrep.views import MultiCrop, View
-
-
-def crops(
-    *, size: int, local: int, n_local: int, scale: tuple[float, float], local_scale: tuple[float, float]
-) -> MultiCrop:
-    """The paper's crops at other sizes: blur and solarisation differ between the two global ones."""
-    view = View(size=size, scale=scale)
-    return MultiCrop(
-        global_1=replace(view, blur=1.0),
-        global_2=replace(view, blur=0.1, solarize=0.2),
-        local=replace(view, size=local, scale=local_scale, blur=0.5),
-        n_local=n_local,
-    )
+from visrep.views import MultiCrop, crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +58,6 @@ class Config:
 def targets(t: Float[Tensor, "g b k"], center: Float[Tensor, " k"], tau: float) -> Float[Tensor, "g b k"]:
     """The teacher's centred and sharpened codes p."""
     return ((t - center) / tau).softmax(-1)
-
-
-def dino_loss(p: Float[Tensor, "g b k"], s: Float[Tensor, "v b k"], tau: float) -> Float[Tensor, ""]:
-    """Cross-entropy of each teacher code with each other crop's prediction, mean over pairs and images.
-
-    The g crops of ``p`` are the first g of ``s``.
-    """
-    log_q = (s / tau).log_softmax(-1)
-    ce = -torch.einsum("gbk,vbk->gv", p, log_q) / p.shape[1]
-    same = torch.eye(*ce.shape, dtype=torch.bool, device=ce.device)  # a crop never predicts itself
-    return ce[~same].mean()
 
 
 class Network(nn.Module):

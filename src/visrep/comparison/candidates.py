@@ -1,0 +1,143 @@
+"""Who takes part in a comparison: finished runs, and methods to train with what they have in common set alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from visrep.api import override, with_encoder
+from visrep.config import Run
+from visrep.encoders.saved import WEIGHTS
+from visrep.methods import load_method, method_class, method_files, preset
+from visrep.rundir import RunFolder
+
+SET_ELSEWHERE = {
+    "data": "--data", "out": "--out", "seed": "--seed", "limit": "--limit", "epochs": "--budget",
+}  # fmt: skip
+"""fields of a run that have an option of their own"""
+
+
+@dataclass(frozen=True)
+class Common:
+    """What is the same for all methods that are trained. What is empty stays as a method's preset has it."""
+
+    data: str = ""
+    preset: str = "small32"
+    encoder: str = ""
+    seed: int = 0
+    limit: int | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished run, or a method to train."""
+
+    name: str
+    folder: Path
+    method: str
+    data: str
+    """trained on"""
+    preset: str = ""
+    run: Run | None = None
+    """what to train; None for a finished run"""
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """False also for a finished run of somebody's own method, whose file may be gone."""
+        known = self.run is not None or self.method in method_files()
+        return known and method_class(load_method(self.method)).needs_labels
+
+
+def gather_candidates(entries: Sequence[str | Path], common: Common, out: Path) -> list[Candidate]:
+    """Run folders, and methods (``simclr``, ``simclr:tiny``, ``mine.py``) to train into folders in ``out``.
+
+    Raises ValueError for fewer than two, the same twice, a folder that is not a finished run, and with the nearest
+    names for a method, preset or setting that does not exist.
+    """
+    candidates = [
+        _finished(Path(entry)) if _is_run(entry) else _to_train(str(entry), common, out) for entry in entries
+    ]
+    names = [candidate.name for candidate in candidates]
+    candidates = [
+        replace(candidate, name=str(candidate.folder))
+        if candidate.run is None and names.count(candidate.name) > 1
+        else candidate
+        for candidate in candidates
+    ]
+    names = [candidate.name for candidate in candidates]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"{twice[0]} was given twice. To compare a method with itself use two presets (simclr:small32 "
+            "simclr:playground), or train both with `visrep pretrain` and compare the run folders."
+        )
+    if len(candidates) < 2:
+        raise ValueError(
+            f"a comparison needs two or more, {f'only {names[0]}' if names else 'nothing'} was given. Name methods "
+            "(visrep compare simclr dino --data photos/ --budget 30m), run folders (visrep compare runs/a runs/b "
+            "--data labelled/), or both."
+        )
+    return candidates
+
+
+def _is_run(entry: str | Path) -> bool:
+    """Whether a run folder is meant and not a method, after which some other folder may be called."""
+    path, text = Path(entry), str(entry)
+    if text.endswith(".py") or text.rpartition(":")[0].endswith(".py"):
+        return False
+    if (path / "run.json").is_file():
+        return True
+    return text not in method_files() and (len(path.parts) > 1 or path.is_dir())
+
+
+def _finished(path: Path) -> Candidate:
+    about = RunFolder(path).about()
+    if not (path / WEIGHTS).is_file():
+        raise ValueError(
+            f"{path} holds no {WEIGHTS}, its status is {about['status']!r}. Finish it with "
+            f"`visrep pretrain --resume {path}`, or leave it out."
+        )
+    return Candidate(path.resolve().name, path, about["method"], about["run"]["data"])
+
+
+def _to_train(text: str, common: Common, out: Path) -> Candidate:
+    named = ":" in text and not text.endswith(".py")
+    method, _, chosen = text.rpartition(":") if named else (text, "", common.preset)
+    _, chosen, run = preset(f"{method}:{chosen}")
+    name = f"{Path(method).stem}-{chosen}" if named else Path(method).stem
+    try:
+        run, overrides = _configured(run, common)
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from error
+    return Candidate(name, out / name, method, run.data, chosen, run, overrides)
+
+
+def _configured(run: Run, common: Common) -> tuple[Run, tuple[str, ...]]:
+    """The run with what is common, and what was changed, in words."""
+    run = replace(run, data=common.data or run.data, seed=common.seed)
+    run = replace(run, limit=run.limit if common.limit is None else common.limit)
+    changed = []
+    if common.encoder:
+        run = with_encoder(run, common.encoder)
+        changed.append(f"encoder={common.encoder}")
+    for path, value in common.overrides.items():
+        if path in SET_ELSEWHERE:
+            raise ValueError(f"{path} is not a setting of one method. Use {SET_ELSEWHERE[path]}.")
+        set_now = override(run, path, value)
+        _check_kind(path, attrgetter(path)(run), value)
+        run = set_now
+        changed.append(f"{path}={value}")
+    if run.devices != 1:
+        raise ValueError(f"devices={run.devices}: methods are compared on one device. Leave it at 1.")
+    return run, tuple(changed)
+
+
+def _check_kind(path: str, old: Any, new: Any) -> None:
+    """Raises ValueError when a plain value would be replaced by one of another kind."""
+    kinds = (int, float) if isinstance(old, float) else type(old)
+    if isinstance(old, bool | int | float | str | tuple) and not isinstance(new, kinds):
+        raise ValueError(f"{path}={new!r} does not fit: it is {old!r} now. Give a {type(old).__name__}.")

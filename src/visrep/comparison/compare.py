@@ -1,0 +1,162 @@
+"""`visrep compare`: train methods under one budget, judge them and finished runs alike. Stopped, it continues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from visrep.analysis.record import read_run
+from visrep.analysis.report_compare import report_comparison
+from visrep.comparison.budget import Budget
+from visrep.comparison.candidates import Candidate, Common, gather_candidates
+from visrep.comparison.plans import common_budget, plan
+from visrep.config import save_json
+from visrep.data import Source, open_splits
+from visrep.encoders import load_encoder
+from visrep.engine import resume, start
+from visrep.evaluation.compare import compare_without_labels, evaluate_alike, leaderboard
+from visrep.evaluation.effort import Effort, duration, effort
+from visrep.evaluation.labels import check_classes, labels_of
+from visrep.evaluation.protocols import check_protocols
+from visrep.evaluation.standings import Comparison
+from visrep.machine import default_device
+from visrep.monitor import NotFinite
+
+
+def compare(
+    entries: Sequence[str | Path],
+    common: Common,
+    *,
+    labelled: str = "",
+    budget: str = "",
+    out: Path,
+    protocols: tuple[str, ...],
+    labels: bool = True,
+    progress: bool = False,
+) -> Comparison:
+    """See `visrep.api.compare`. All that can be checked is checked before the first training begins."""
+    check_protocols(protocols)
+    candidates = gather_candidates(entries, common, out)
+    judged = _judged_data(candidates, labelled or common.data)
+    train, test = open_splits(judged)
+    labels = labels and (bool(labelled) or train.labels is not None)
+    if labels:
+        _check_labels(candidates, judged, train, test)
+
+    console = Console(stderr=True, quiet=not progress, highlight=False, markup=False)
+    out.mkdir(parents=True, exist_ok=True)
+    new = [candidate for candidate in candidates if candidate.run]
+    spent = common_budget(budget, new) if new else None
+    plans = {c.name: plan(c, spent, out, say=console.print) for c in new} if spent else {}
+    failed: dict[str, str] = {}
+    for number, candidate in enumerate(new, start=1):
+        epochs = plans[candidate.name]["epochs"]
+        console.print(f"[{number} of {len(new)}] {candidate.name}: {epochs:.3g} epochs")
+        try:
+            train_to_the_end(candidate, epochs)
+        except NotFinite as error:
+            failed[candidate.name] = str(error)
+    left = [candidate for candidate in candidates if candidate.name not in failed]
+    if not left:
+        raise ValueError("; ".join(f"{name} failed: {why}" for name, why in failed.items()))
+
+    console.print("Judging")
+    encoders = {candidate.name: load_encoder(candidate.folder) for candidate in left}
+    efforts = {candidate.name: effort(read_run(candidate.folder)) for candidate in left}
+    alike = {"device": default_device(), "seed": common.seed, "progress": progress}
+    if labels:
+        limit = common.limit or 0
+        evaluations = evaluate_alike(encoders, train, test, protocols=protocols, limit=limit, **alike)
+        for candidate in left:
+            if candidate.run:
+                save_json(candidate.folder / "evaluation.json", evaluations[candidate.name].to_json())
+        comparison = leaderboard(evaluations, efforts, protocols, seed=common.seed)
+    else:
+        comparison = compare_without_labels(encoders, efforts, train if test is None else test, **alike)
+    comparison = replace(
+        comparison,
+        budget=str(spent) if spent else "",
+        failed=failed,
+        plans=plans,
+        notes=[*comparison.notes, *_not_alike(left, efforts, spent), *_seen(left, judged, test, labels)],
+    )
+    save_json(out / "comparison.json", comparison.to_json())
+    report_comparison(comparison, out / "comparison.html")
+    return comparison
+
+
+def train_to_the_end(candidate: Candidate, epochs: float) -> None:
+    """From the beginning, from where it stopped, or not at all when it is finished."""
+    assert candidate.run is not None
+    if (candidate.folder / "checkpoint.pt").exists():
+        resume(candidate.folder)
+        return
+    run = replace(candidate.run, epochs=epochs, out=str(candidate.folder))
+    try:
+        start(run, method=candidate.method, preset=candidate.preset, overrides=candidate.overrides)
+    except ValueError as error:
+        raise ValueError(f"{candidate.name}: {error}") from error
+
+
+def _judged_data(candidates: Sequence[Candidate], given: str) -> str:
+    trained_on = {candidate.data: candidate.name for candidate in candidates}
+    if not given and len(trained_on) > 1:
+        listed = "; ".join(f"{name} on {source}" for source, name in trained_on.items())
+        raise ValueError(
+            f"these were trained on different images ({listed}): say with --data what to judge on."
+        )
+    return given or candidates[0].data
+
+
+def _check_labels(candidates: Sequence[Candidate], judged: str, train: Source, test: Source | None) -> None:
+    """Before hours of training: can the labels be used, and has nobody been told those of the test images?"""
+    try:
+        check_classes(train, labels_of(train))
+        if test is not None:
+            labels_of(test)
+    except ValueError as error:
+        raise ValueError(f"{error} Or compare without labels: --no-labels.") from error
+    told = [c.name for c in candidates if c.data == judged and c.learns_from_labels]
+    if told and test is None:
+        raise ValueError(
+            f"{told[0]} learns from labels, and {judged} has no test part: it would be judged on labels that it "
+            "was told. Put the images into train/ and test/ folders, or judge on others with --labelled."
+        )
+
+
+def _not_alike(left: Sequence[Candidate], efforts: Mapping[str, Effort], budget: Budget | None) -> list[str]:
+    """In what the conditions differed."""
+    said = []
+    for candidate in left:
+        took = efforts[candidate.name].seconds
+        if candidate.run and budget and budget.unit == "seconds" and took > 1.05 * budget.amount:
+            said.append(
+                f"{candidate.name} took {duration(took)}, more than its budget: the machine was slower than when "
+                "its steps were timed."
+            )
+    images = [efforts[candidate.name].images for candidate in left]
+    if any(candidate.run is None for candidate in left) and max(images) > 1.05 * min(images):
+        said.append(
+            "Finished runs were trained on terms of their own: mind the images seen and the time beside the "
+            "numbers."
+        )
+    if len({candidate.data for candidate in left}) > 1:
+        listed = "; ".join(f"{candidate.name} on {candidate.data}" for candidate in left)
+        said.append(f"These were trained on different images: {listed}.")
+    limits = {candidate.run.limit: candidate.name for candidate in left if candidate.run}
+    if len(limits) > 1:
+        listed = ", ".join(f"{name} {limit or 'all'}" for limit, name in limits.items())
+        said.append(f"The presets use different numbers of training images ({listed}): give one --limit.")
+    return said
+
+
+def _seen(left: Sequence[Candidate], judged: str, test: Source | None, labels: bool) -> list[str]:
+    if not labels or test is not None or all(candidate.data != judged for candidate in left):
+        return []
+    return [
+        f"{judged} has no test part, so the images judged on were also trained on, without their labels. For a "
+        "stricter number put the images into train/ and test/ folders."
+    ]

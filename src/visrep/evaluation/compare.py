@@ -1,0 +1,174 @@
+"""Several encoders judged alike: same images, same split, same protocols, same seed; then put in order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from visrep.config import to_json
+from visrep.data.source import Source
+from visrep.evaluation.effort import Effort
+from visrep.evaluation.evaluate import Evaluation, evaluate
+from visrep.evaluation.label_free import label_free_scores, sample, trust
+from visrep.evaluation.results import Judged, Result
+from visrep.evaluation.standings import Comparison, Entry
+from visrep.evaluation.untrained import untrained_twin
+from visrep.method import Encoder
+
+DECIDES = ("linear", "attentive", "knn")
+"""the first of these that was asked for puts the leaderboard in order"""
+
+
+def evaluate_alike(
+    encoders: Mapping[str, Encoder],
+    train: Source,
+    test: Source | None,
+    *,
+    protocols: tuple[str, ...],
+    limit: int = 0,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Evaluation]:
+    """Each encoder's `evaluate` with baselines, which encoders of one architecture share and are computed once.
+
+    Raises ValueError, with the name of the encoder, for what `evaluate` raises.
+    """
+    evaluations: dict[str, Evaluation] = {}
+    first: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        twin = first.setdefault(_architecture(encoder), name)
+        try:
+            found = evaluate(
+                encoder,
+                train,
+                test,
+                protocols=protocols,
+                baselines=twin == name,
+                limit=limit,
+                device=device,
+                seed=seed,
+                progress=progress,
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if twin != name:
+            shared = [result for result in evaluations[twin].results if result.encoder != "trained"]
+            found = replace(found, results=[*found.results, *shared])
+        evaluations[name] = found
+    return evaluations
+
+
+def leaderboard(
+    evaluations: Mapping[str, Evaluation],
+    efforts: Mapping[str, Effort],
+    protocols: tuple[str, ...],
+    *,
+    seed: int,
+) -> Comparison:
+    """The evaluations in order of the deciding protocol, with each different baseline once."""
+    entries = [
+        Entry(name, "trained", _of(evaluation, "trained"), effort=efforts[name])
+        for name, evaluation in evaluations.items()
+    ]
+    kinds: tuple[Judged, ...] = ("untrained", "pixels")
+    for kind in kinds:
+        groups: list[tuple[list[Result], list[str]]] = []
+        for name, evaluation in evaluations.items():
+            results = _of(evaluation, kind)
+            same = next((names for known, names in groups if known == results), None)
+            if same is not None:
+                same.append(name)
+            elif results:
+                groups.append((results, [name]))
+        entries += [_baseline(kind, names, len(evaluations), results, {}) for results, names in groups]
+    ordered = tuple(sorted(protocols, key=DECIDES.index))
+
+    def value(entry: Entry) -> float:
+        result = entry.headline(ordered[0])
+        return result.value if result else -1.0  # raw pixels have no patch tokens
+
+    one = next(iter(evaluations.values()))
+    # which encoders a caution is about is said behind it, in brackets
+    said = (
+        re.sub(r" \((trained|untrained|pixels)(, \w+)*\)$", "", warning)
+        for evaluation in evaluations.values()
+        for warning in evaluation.warnings
+    )
+    return Comparison(
+        entries=sorted(entries, key=value, reverse=True),
+        protocols=ordered,
+        split=one.split,
+        budget="",
+        seed=seed,
+        fingerprint={
+            **one.fingerprint,
+            "encoder": {name: evaluation.fingerprint["encoder"] for name, evaluation in evaluations.items()},
+            "image": {name: evaluation.fingerprint["image"] for name, evaluation in evaluations.items()},
+        },
+        notes=[
+            "Intervals say how much another draw of test images would change a number. Another seed of training "
+            "changes it too: before a choice that matters, repeat with other seeds.",
+            *dict.fromkeys(said),
+        ],
+    )
+
+
+def compare_without_labels(
+    encoders: Mapping[str, Encoder],
+    efforts: Mapping[str, Effort],
+    source: Source,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = False,
+) -> Comparison:
+    """The encoders and their untrained twins in order of RankMe, with notes on how little that says.
+
+    Raises ValueError, with the name of the encoder, when features are not finite.
+    """
+    entries: list[Entry] = []
+    twins: dict[str, tuple[Encoder, list[str]]] = {}
+    for name, encoder in encoders.items():
+        canvases = sample(source, encoder.preprocessing.size, progress=progress)
+        try:
+            scores = label_free_scores(encoder, canvases, device=device, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        entries.append(Entry(name, "trained", scores=scores, effort=efforts[name]))
+        twins.setdefault(_architecture(encoder), (encoder, []))[1].append(name)
+    notes = trust([efforts[name].method for name in encoders], [entry.scores for entry in entries])
+    for encoder, names in twins.values():
+        canvases = sample(source, encoder.preprocessing.size, progress=progress)
+        twin = untrained_twin(encoder, canvases, canvases.usable, seed=seed, device=device)
+        scores = label_free_scores(twin, canvases, device=device, seed=seed)
+        entries.append(_baseline("untrained", names, len(encoders), [], scores))
+    return Comparison(
+        entries=sorted(entries, key=lambda entry: entry.scores["rankme"], reverse=True),
+        protocols=(),
+        split=f"scored on {entries[0].scores['images']} images of {source.name}, without labels",
+        budget="",
+        seed=seed,
+        fingerprint={},
+        notes=notes,
+    )
+
+
+def _baseline(
+    kind: Judged, names: Sequence[str], everybody: int, results: list[Result], scores: dict[str, float]
+) -> Entry:
+    """An entry for what these encoders share; they are named when it is not everybody's."""
+    said = "untrained" if kind == "untrained" else "raw pixels"
+    shown = said if len(names) == everybody else f"{said} ({', '.join(names)})"
+    return Entry(shown, kind, results, scores, of=tuple(names))
+
+
+def _of(evaluation: Evaluation, kind: Judged) -> list[Result]:
+    return [result for result in evaluation.results if result.encoder == kind]
+
+
+def _architecture(encoder: Encoder) -> str:
+    return f"{to_json(encoder.config)} {to_json(encoder.preprocessing)}"

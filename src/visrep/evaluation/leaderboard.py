@@ -1,0 +1,95 @@
+"""A comparison as a table on the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from visrep.evaluation.effort import Effort, duration
+from visrep.evaluation.label_free import SCORES
+from visrep.evaluation.standings import Comparison, Entry
+
+LEVEL = "≈"
+"""beside an accuracy that is not clearly below the best of its column"""
+
+
+def print_leaderboard(comparison: Comparison) -> None:
+    """The table on standard output."""
+    Console().print(render_leaderboard(comparison))
+
+
+def render_leaderboard(comparison: Comparison) -> Group:
+    """A row an entry, best first; a column a protocol or score; below, what was judged, and how far to trust it.
+
+    An encoder clearly better than its baselines in the deciding protocol is green, baselines are dim.
+    """
+    title = "Top-1 accuracy in %, with 95 % intervals" if comparison.protocols else "Scores without labels"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", justify="right")
+    table.add_column("", overflow="fold")
+    for column in (*columns(comparison), "images seen", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    place = 0
+    for entry in comparison.entries:
+        trained = entry.kind == "trained"
+        place += trained
+        style = "" if trained else "dim"
+        if trained and comparison.protocols and comparison.beaten(entry):
+            style = "green"
+        effort = [images_seen(entry.effort), time_taken(entry.effort)]
+        row = [str(place) if trained else "", entry.name, *cells(comparison, entry), *effort]
+        table.add_row(*(Text(cell) for cell in row), style=style)
+    legend = [
+        Text(f"{LEVEL} interval overlaps that of the best in its column: not clearly behind it")
+    ] * bool(comparison.protocols)
+    legend += [Text("green: clearly better than its untrained twin and raw pixels")] * bool(
+        comparison.protocols
+    )
+    budget = [Text(f"budget: {comparison.budget}")] if comparison.budget else []
+    warnings = [*comparison.notes, *troubles(comparison)]
+    notes = (Text(f"! {note}", style="yellow") for note in warnings)
+    return Group(
+        table, Text(comparison.summary(), style="bold"), *legend, Text(comparison.split), *budget, *notes
+    )
+
+
+def columns(comparison: Comparison) -> list[str]:
+    """Headings of the numbers: protocols, or scores that need no labels."""
+    return list(comparison.protocols or SCORES.values())
+
+
+def cells(comparison: Comparison, entry: Entry) -> list[str]:
+    """An entry's number in each of `columns`."""
+    if not comparison.protocols:
+        return [f"{entry.scores[score]:.4g}" for score in SCORES]
+    found = []
+    for protocol in comparison.protocols:
+        result = entry.headline(protocol)
+        sign = f" {LEVEL}" if entry.name in comparison.level(protocol) else "  "
+        found.append(
+            f"{result.value:.1f} ({result.ci_low:.1f}-{result.ci_high:.1f}){sign}" if result else "-  "
+        )
+    return found
+
+
+def troubles(comparison: Comparison) -> list[str]:
+    """Runs that failed, and those that finished in another state than healthy."""
+    failed = [f"{name} failed and is left out: {why}" for name, why in comparison.failed.items()]
+    sick = [
+        f"{entry.name}: {entry.effort.state}. {entry.effort.evidence}"
+        for entry in comparison.ranked
+        if entry.effort and entry.effort.state not in ("healthy", "too early")
+    ]
+    return [*failed, *sick]
+
+
+def images_seen(effort: Effort | None) -> str:
+    """How many images, or a dash."""
+    return f"{effort.images:,}" if effort and effort.images else "-"
+
+
+def time_taken(effort: Effort | None) -> str:
+    """How long, or a dash."""
+    return duration(effort.seconds) if effort and effort.seconds else "-"

@@ -1,0 +1,1 @@
+"""Methods that predict the embedding of one part or view of an image from another."""

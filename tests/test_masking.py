@@ -87,9 +87,10 @@ def plain_block_mask(u: Tensor, count: float, grid: tuple[int, int], smallest: f
     while int(mask.sum()) < count:
         room = count - int(mask.sum())
         for _ in range(10):
-            area, aspect, down, across = next(tries, (None,) * 4)
-            if area is None:
+            numbers = next(tries, None)
+            if numbers is None:
                 return mask.flatten()
+            area, aspect, down, across = numbers
             area = smallest + area * (room - smallest)
             aspect = math.exp(math.log(0.3) + aspect * (math.log(1 / 0.3) - math.log(0.3)))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

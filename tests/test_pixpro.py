@@ -261,6 +261,16 @@ def test_monitor_says_how_many_overlap_and_how_alike_they_are() -> None:
     assert losses.terms["pixel"] == 0 and losses.monitor["near_cosine"] == 0
 
 
+def test_monitor_tells_projections_that_are_all_alike() -> None:
+    method, batch = Case("pixpro").build(), views(Case("pixpro"))
+    assert method.loss(batch, moment()).monitor["projection_std"] > 0.01
+    weight = method.get_parameter("student.heads.pixel.3.weight")
+    with torch.no_grad():
+        weight.zero_()  # the bias stays: one direction for all
+    monitor = method.loss(batch, moment()).monitor
+    assert monitor["projection_std"] < 1e-6 < monitor["feature_std"]
+
+
 def test_cells_are_the_tokens_of_a_vision_transformer() -> None:
     cfg = replace(TINY, encoder=ViT(image=32, patch=8, width=32, depth=1, heads=2))
     method = PixPro(cfg)

@@ -212,6 +212,21 @@ def test_masks_hide_blocks_of_half_of_the_crops() -> None:
         hidden_blocks(moment(), 2, 2, (8, 8), probability=0.1, ratio=(0.1, 0.5))
 
 
+class Reversed(At):
+    """The same random numbers, handed out to the images in reverse order."""
+
+    def rand(self, b: int, *shape: int) -> Tensor:
+        return super().rand(b, *shape).flip(0)
+
+
+def test_masks_belong_to_their_image_and_crop() -> None:
+    def masks(at: At) -> Tensor:
+        return hidden_blocks(at, 8, 2, (8, 8), probability=0.5, ratio=(0.1, 0.5)).unflatten(0, (2, 8))
+
+    reversed_ = Reversed(0, 100, 10, torch.Generator().manual_seed(0))
+    assert torch.equal(masks(reversed_), masks(moment()).flip(1))
+
+
 def test_settings_that_cannot_be() -> None:
     cfg = simdinov2.tiny().method
     for wrong in ({"mask_token": False}, {"cls": False}):

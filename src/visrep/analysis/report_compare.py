@@ -25,8 +25,8 @@ def report_comparison(comparison: Comparison, out: Path) -> Path:
     records = {entry.name: read_run(Path(entry.effort.path)) for entry in comparison.ranked if entry.effort}
     judged, trained = bool(comparison.protocols), {n: r for n, r in records.items() if r.steps}
     reading = (
-        f"The best is on top. {LEVEL}: its interval overlaps that of the best in the column, so it is not clearly "
-        "behind. Green rows are clearly better than the same network untrained and raw pixels."
+        f"The best is on top. {LEVEL}: not clearly behind the best encoder of the column, the intervals overlap. "
+        "Green rows are clearly better than the same network untrained and raw pixels."
         if judged
         else "No label was used: the order is by RankMe, and high is not the same as good."
     )
@@ -101,7 +101,9 @@ def _leaderboard(comparison: Comparison) -> str:
         if (result := entry.headline(protocol))
     ]
     chart = figure(intervals(marks), kind="chart") if marks else ""
-    guide = "" if marks else "".join(note(GUIDE[name]) for name in SCORES)
+    shared = [entry for entry in comparison.entries if 1 < len(entry.of) < len(comparison.ranked)]
+    guide = "".join(note(f"{entry.name} belongs to {', '.join(entry.of)}.") for entry in shared)
+    guide += "" if marks else "".join(note(GUIDE[name]) for name in SCORES)
     return f'{chart}<div class="leaderboard">{table(head, rows, marked=marked)}</div>{guide}'
 
 

@@ -14,6 +14,8 @@ SHARE = 0.95
 """of a budget of seconds that is planned for: the rest is for a machine that slows down"""
 WARM_UP = 4
 """first steps, which pay for starting up and are not timed"""
+LEAST_BARE = 1000
+"""the least number of images that may stand without the word"""
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _IMAGES = re.compile(rf"{_NUMBER}([kK]?)(?:images)?")
@@ -34,12 +36,15 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """``90s``, ``30m``, ``2h``, ``1h30m``: seconds; ``500000``, ``500k``, ``500k images``: images.
+    """``90s``, ``30m``, ``2h``, ``1h30m``: seconds; ``500000``, ``500k``, ``500 images``: images.
 
-    A capital M, minutes to some and a million to others, is neither. Raises ValueError with what is possible.
+    Neither is a capital M, minutes to some and a million to others, nor a small bare number, for the same reason.
+    Raises ValueError with what is possible.
     """
     compact = re.sub(r"[\s,_]", "", text)
     if found := _IMAGES.fullmatch(compact):
+        if compact.isdigit() and int(compact) < LEAST_BARE:
+            raise ValueError(f"--budget {text}: minutes or images? Write {text}m or '{text} images'.")
         budget = Budget("images", float(found[1]) * (1000 if found[2] else 1))
     elif compact and (found := _TIME.fullmatch(compact)):
         hours, minutes, seconds = (float(part or 0) for part in found.groups())

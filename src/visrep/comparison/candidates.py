@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -126,10 +127,10 @@ def _configured(run: Run, common: Common) -> tuple[Run, tuple[str, ...]]:
         changed.append(f"encoder={common.encoder}")
     for path, value in common.overrides.items():
         if path in SET_ELSEWHERE:
-            raise ValueError(f"{path} is not a setting of one method. Use {SET_ELSEWHERE[path]}.")
-        set_now = override(run, path, value)
-        _check_kind(path, attrgetter(path)(run), value)
-        run = set_now
+            raise ValueError(f"{path} has an option of its own. Use {SET_ELSEWHERE[path]}.")
+        with suppress(AttributeError):  # of a field that does not exist, of which `override` knows more to say
+            _check_kind(path, attrgetter(path)(run), value)
+        run = override(run, path, value)
         changed.append(f"{path}={value}")
     if run.devices != 1:
         raise ValueError(f"devices={run.devices}: methods are compared on one device. Leave it at 1.")
@@ -140,4 +141,4 @@ def _check_kind(path: str, old: Any, new: Any) -> None:
     """Raises ValueError when a plain value would be replaced by one of another kind."""
     kinds = (int, float) if isinstance(old, float) else type(old)
     if isinstance(old, bool | int | float | str | tuple) and not isinstance(new, kinds):
-        raise ValueError(f"{path}={new!r} does not fit: it is {old!r} now. Give a {type(old).__name__}.")
+        raise ValueError(f"{path}={new!r} does not fit: it is {old!r} now, of kind {type(old).__name__}.")

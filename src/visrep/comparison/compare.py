@@ -80,7 +80,9 @@ def compare(
         comparison,
         budget=str(spent) if spent else "",
         failed=failed,
-        plans=plans,
+        plans={
+            n: {key: settled[key] for key in ("steps", "epochs", "timing")} for n, settled in plans.items()
+        },
         notes=[*comparison.notes, *_not_alike(left, efforts, spent), *_seen(left, judged, test, labels)],
     )
     save_json(out / "comparison.json", comparison.to_json())

@@ -71,7 +71,7 @@ def plan(candidate: Candidate, budget: Budget, out: Path, *, say: Callable[[str]
     timing = None
     if budget.unit == "images":
         steps, fewest = round(budget.amount / run.batch), 1
-        least = f"{run.batch} images, one batch (for minutes write 30m)"
+        least = f"{run.batch} images, one batch,"
     else:
         say(f"Timing {candidate.name}")
         timing = time_steps(candidate, budget.amount, steps_per_epoch, out)
@@ -79,9 +79,7 @@ def plan(candidate: Candidate, budget: Budget, out: Path, *, say: Callable[[str]
         steps, fewest = timing.steps_within(budget.amount, **pace), FEWEST_STEPS
         least = f"{duration(timing.seconds(FEWEST_STEPS, **pace) / SHARE)} for {FEWEST_STEPS} steps"
     if steps < fewest:
-        raise ValueError(
-            f"a budget of {budget} is too small: {candidate.name} needs {least}, better far more."
-        )
+        raise ValueError(f"a budget of {budget} is too small: {candidate.name} needs {least} at least.")
     settled = {
         "asked": asked,
         "epochs": steps / steps_per_epoch,

@@ -160,9 +160,10 @@ def compare_without_labels(
 def _baseline(
     kind: Judged, names: Sequence[str], everybody: int, results: list[Result], scores: dict[str, float]
 ) -> Entry:
-    """An entry for what these encoders share; they are named when it is not everybody's."""
+    """An entry for what these encoders share; the first of them is named when it is not everybody's."""
     said = "untrained" if kind == "untrained" else "raw pixels"
-    shown = said if len(names) == everybody else f"{said} ({', '.join(names)})"
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    shown = said if len(names) == everybody else f"{said} ({names[0]}{more})"
     return Entry(shown, kind, results, scores, of=tuple(names))
 
 

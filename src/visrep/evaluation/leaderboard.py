@@ -12,7 +12,7 @@ from visrep.evaluation.label_free import SCORES
 from visrep.evaluation.standings import Comparison, Entry
 
 LEVEL = "≈"
-"""beside an accuracy that is not clearly below the best of its column"""
+"""beside an accuracy whose interval overlaps that of the best encoder in its column"""
 
 
 def print_leaderboard(comparison: Comparison) -> None:
@@ -28,8 +28,8 @@ def render_leaderboard(comparison: Comparison) -> Group:
     title = "Top-1 accuracy in %, with 95 % intervals" if comparison.protocols else "Scores without labels"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right")
-    table.add_column("", overflow="fold")
-    for column in (*columns(comparison), "images seen", "time"):
+    table.add_column("", overflow="fold", min_width=14)
+    for column in (*columns(comparison), "images", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     place = 0
     for entry in comparison.entries:
@@ -41,18 +41,17 @@ def render_leaderboard(comparison: Comparison) -> Group:
         effort = [images_seen(entry.effort), time_taken(entry.effort)]
         row = [str(place) if trained else "", entry.name, *cells(comparison, entry), *effort]
         table.add_row(*(Text(cell) for cell in row), style=style)
-    legend = [
-        Text(f"{LEVEL} interval overlaps that of the best in its column: not clearly behind it")
-    ] * bool(comparison.protocols)
-    legend += [Text("green: clearly better than its untrained twin and raw pixels")] * bool(
-        comparison.protocols
-    )
-    budget = [Text(f"budget: {comparison.budget}")] if comparison.budget else []
+    legend = []
+    if comparison.protocols:
+        legend = [f"{LEVEL} not clearly behind the best encoder of the column: the intervals overlap"]
+        if any(comparison.beaten(entry) for entry in comparison.ranked):
+            legend.append("green: clearly better than its untrained twin and raw pixels")
+    if comparison.budget:
+        legend.append(f"budget: {comparison.budget}")
     warnings = [*comparison.notes, *troubles(comparison)]
     notes = (Text(f"! {note}", style="yellow") for note in warnings)
-    return Group(
-        table, Text(comparison.summary(), style="bold"), *legend, Text(comparison.split), *budget, *notes
-    )
+    summary = Text(comparison.summary(), style="bold")
+    return Group(table, summary, *map(Text, legend), Text(comparison.split), *notes)
 
 
 def columns(comparison: Comparison) -> list[str]:

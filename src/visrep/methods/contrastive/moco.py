@@ -10,8 +10,8 @@ et al. 2020, arXiv:2003.04297.
 Were query and key normalised with statistics of one batch, those would give the key away: no image of the queue has
 them. So BatchNorm takes its statistics from small groups of images, which are drawn anew for the keys.
 
-Verified against: the official forward pass (loss, gradient, queue), 1e-9; each row equals NT-Xent when the queue
-holds the other views of the batch.
+Verified against: the official forward pass (loss, gradient, queue), 1e-9; each row is one of NT-Xent when the
+queue holds all views of the batch's other images.
 Deviations: groups are drawn for queries as well and over all ranks (the official ones are what a GPU got), so that
 neither the order of images nor the number of ranks matters; running statistics are means over ranks; biases and
 BatchNorm do not decay; the cosine falls every step; blur is a true Gaussian; v1 takes colour away after the jitter.

@@ -171,6 +171,7 @@ class PixPro(Method):
             "overlap": overlap,  # share of images whose views have near pairs
             "near_cosine": pixel.detach() / (-4 * overlap.clamp(min=1e-6)),  # mean over these images
             "feature_std": feature_std(tokens[0].pool()),
+            "projection_std": feature_std(x["pixel"][0].mean(1)),  # falls first where all images become alike
         }
         return Losses(terms, monitor)
 

@@ -196,7 +196,7 @@ def small32() -> Run[Config]:
             _adamw(lr=2e-3, lr_scaling="none", warmup=1.0, frozen=0.0), weight_decay=Constant(0.04)
         ),
         limit=10_000,
-        epochs=8,
+        epochs=6,
         batch=64,
         monitor_epochs=2,
         monitor_images=1000,

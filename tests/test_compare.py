@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import shutil
 import signal
 import sys
 from html.parser import HTMLParser
@@ -51,7 +52,7 @@ def compared(out: Path, *entries: str | Path, **options: Any) -> Comparison:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SimCLR and MAE, compared; do not write into it."""
     out = tmp_path_factory.mktemp("compared")
-    compared(out, "simclr", "mae", protocols=("knn", "linear"))
+    compared(out, "simclr", "mae", budget="240 images", protocols=("knn", "linear"))
     return out
 
 
@@ -159,26 +160,26 @@ def test_finished_runs_are_kept_and_an_unfinished_one_is_resumed(
 ):
     take_step, taken = engine.take_step, []
 
-    def stops_at_step_20(*arguments: Any, **options: Any) -> Any:
+    def stops_in_the_second_run(*arguments: Any, **options: Any) -> Any:
         taken.append(arguments)
-        if len(taken) == 20:  # the fifth step of the second method
+        if len(taken) == 6:  # the second step of the second method
             signal.raise_signal(signal.SIGINT)
         return take_step(*arguments, **options)
 
-    monkeypatch.setattr(engine, "take_step", stops_at_step_20)
+    monkeypatch.setattr(engine, "take_step", stops_in_the_second_run)
     with pytest.raises(KeyboardInterrupt):
         compared(tmp_path, "simclr", "mae")
     assert not (tmp_path / "comparison.json").exists()
     first = (tmp_path / "simclr" / "checkpoint.pt").stat().st_mtime_ns
     comparison = compared(tmp_path, "simclr", "mae")
-    assert len(taken) == 30
+    assert len(taken) == 8
     assert (tmp_path / "simclr" / "checkpoint.pt").stat().st_mtime_ns == first
-    assert {entry.effort.steps for entry in comparison.ranked if entry.effort} == {15}
+    assert {entry.effort.steps for entry in comparison.ranked if entry.effort} == {4}
     again = compared(tmp_path, "simclr", "mae")
-    assert len(taken) == 30
+    assert len(taken) == 8
     assert again.to_json() == comparison.to_json()
     with pytest.raises(
-        ValueError, match=r"simclr already holds a run under other terms \(budget.amount was 240"
+        ValueError, match=r"simclr already holds a run under other terms \(budget.amount was 64"
     ):
         compared(tmp_path, "simclr", "mae", budget="480 images")
     with pytest.raises(ValueError, match=r"other terms \(seed was 0, now 1\)"):
@@ -239,10 +240,14 @@ def test_runs_and_methods_may_be_mixed(pair: Path, tmp_path: Path):
 
 
 def test_runs_of_one_folder_name_are_told_apart(pair: Path, tmp_path: Path):
-    compared(tmp_path / "other", "simclr", "mae", budget="32 images")
-    comparison = visrep.compare([pair / "mae", tmp_path / "other" / "mae"], out=tmp_path, protocols=("knn",))
-    assert {entry.name for entry in comparison.ranked} == {str(pair / "mae"), str(tmp_path / "other" / "mae")}
+    again = tmp_path / ("a_long_name_" * 4) / "mae"
+    shutil.copytree(pair / "mae", again)
+    comparison = visrep.compare([pair / "mae", again, pair / "simclr"], out=tmp_path, protocols=("knn",))
+    folders = (pair / "mae", again, pair / "simclr")
+    assert {entry.name for entry in comparison.ranked} == {"/".join(folder.parts[-2:]) for folder in folders}
     assert comparison.budget == "" and comparison.split.startswith(f"fitted on 120 images of {DATA}")
+    with pytest.raises(ValueError, match="mae was given twice"):
+        visrep.compare([pair / "mae", pair / "mae"], out=tmp_path)
 
 
 def photos(folder: Path, *, classes: int) -> Path:
@@ -274,8 +279,8 @@ def test_without_labels_the_order_is_by_rankme_and_says_what_that_is_worth(tmp_p
 
 
 def test_runs_of_one_method_are_what_rankme_is_for(pair: Path, tmp_path: Path):
-    compared(tmp_path / "a", "simclr", "mae", budget="32 images")
-    comparison = compared(tmp_path, pair / "simclr", tmp_path / "a" / "simclr", labels=False)
+    shutil.copytree(pair / "simclr", tmp_path / "again")
+    comparison = visrep.compare([pair / "simclr", tmp_path / "again"], out=tmp_path, labels=False)
     assert any("proposed for this, runs of one method" in note for note in comparison.notes)
     assert not any("Trust this order little" in note for note in comparison.notes)
 
@@ -284,7 +289,7 @@ def test_images_judged_on_and_also_trained_on_are_owned_up_to(tmp_path: Path):
     data = str(photos(tmp_path / "photos", classes=3))
     comparison = compared(tmp_path / "out", "simclr", "mae", data=data)
     assert any("no test part" in note for note in comparison.notes)
-    with pytest.raises(ValueError, match="supervised learns from labels, and .* has no test part"):
+    with pytest.raises(ValueError, match=r"supervised learns from labels, and .* has no test part"):
         compared(tmp_path / "other", "simclr", "supervised", data=data)
     elsewhere = compared(tmp_path / "third", "simclr", "mae", data=data, labelled=DATA)
     assert "judged on 24 of playground" in elsewhere.split

@@ -18,6 +18,8 @@ from visrep.evaluation.standings import Comparison
 
 WATCHED = ("knn", "rankme", "uniformity", "alignment")
 """monitors drawn over the images seen"""
+LONGEST = 24
+"""characters of a name in a drawing"""
 
 
 def report_comparison(comparison: Comparison, out: Path) -> Path:
@@ -95,7 +97,7 @@ def _leaderboard(comparison: Comparison) -> str:
     ]  # fmt: skip
     marked = [entry.kind == "trained" and comparison.beaten(entry) for entry in comparison.entries]
     marks = [
-        Mark(entry.name, PROTOCOLS[protocol], result.value, result.ci_low, result.ci_high)
+        Mark(_short(entry.name), PROTOCOLS[protocol], result.value, result.ci_low, result.ci_high)
         for entry in comparison.entries
         for protocol in comparison.protocols
         if (result := entry.headline(protocol))
@@ -149,8 +151,13 @@ def _curves(records: dict[str, RunRecord]) -> str:
         for name, record in records.items():
             known = [epoch for epoch in record.epochs if key in epoch["monitors"]]
             images = [epoch["step"] * record.about["run"]["batch"] for epoch in known]
-            lines.append(Line(images, [epoch["monitors"][key] for epoch in known], name))
+            lines.append(Line(images, [epoch["monitors"][key] for epoch in known], _short(name)))
         if any(line.x for line in lines):
             title, _, remark = GUIDE[key].partition(": ")
             panels.append(figure(curves(lines, x_label="images seen", limit=math.nan), title, remark))
     return grid(panels, kind="panels")
+
+
+def _short(name: str) -> str:
+    """For drawings, which have little room: the end of a path says more than its beginning."""
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"

@@ -63,13 +63,7 @@ def gather_candidates(entries: Sequence[str | Path], common: Common, out: Path) 
     candidates = [
         _finished(Path(entry)) if _is_run(entry) else _to_train(str(entry), common, out) for entry in entries
     ]
-    names = [candidate.name for candidate in candidates]
-    candidates = [
-        replace(candidate, name=str(candidate.folder))
-        if candidate.run is None and names.count(candidate.name) > 1
-        else candidate
-        for candidate in candidates
-    ]
+    candidates = _named_apart(candidates)
     names = [candidate.name for candidate in candidates]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
@@ -83,6 +77,19 @@ def gather_candidates(entries: Sequence[str | Path], common: Common, out: Path) 
             "--data labelled/), or both."
         )
     return candidates
+
+
+def _named_apart(candidates: list[Candidate]) -> list[Candidate]:
+    """Run folders with as much of their paths as it takes; the same one twice stays the same."""
+
+    def name(candidate: Candidate, parts: int) -> str:
+        return candidate.name if candidate.run else "/".join(candidate.folder.resolve().parts[-parts:])
+
+    for parts in range(1, 5):
+        names = [name(candidate, parts) for candidate in candidates]
+        if len(set(names)) == len(names):
+            break
+    return [replace(candidate, name=shown) for candidate, shown in zip(candidates, names, strict=True)]
 
 
 def _is_run(entry: str | Path) -> bool:
@@ -102,7 +109,7 @@ def _finished(path: Path) -> Candidate:
             f"{path} holds no {WEIGHTS}, its status is {about['status']!r}. Finish it with "
             f"`visrep pretrain --resume {path}`, or leave it out."
         )
-    return Candidate(path.resolve().name, path, about["method"], about["run"]["data"])
+    return Candidate("", path, about["method"], about["run"]["data"])
 
 
 def _to_train(text: str, common: Common, out: Path) -> Candidate:
@@ -128,7 +135,9 @@ def _configured(run: Run, common: Common) -> tuple[Run, tuple[str, ...]]:
     for path, value in common.overrides.items():
         if path in SET_ELSEWHERE:
             raise ValueError(f"{path} has an option of its own. Use {SET_ELSEWHERE[path]}.")
-        with suppress(AttributeError):  # of a field that does not exist, of which `override` knows more to say
+        with suppress(
+            AttributeError
+        ):  # of a field that does not exist, of which `override` knows more to say
             _check_kind(path, attrgetter(path)(run), value)
         run = override(run, path, value)
         changed.append(f"{path}={value}")

@@ -33,7 +33,12 @@ def python(project: Path, *arguments: str) -> str:
     """What Python prints inside that project."""
     environment = {**os.environ, "PYTHONPATH": str(project / "src")}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout

@@ -62,6 +62,14 @@ def taught(entropy, kl, *, in_use=None):
     return steps
 
 
+def projected(losses, spread):
+    """Steps of a method that logs the spread of its projections."""
+    steps = steps_of(losses)
+    for record, value in zip(steps, spread, strict=True):
+        record["monitor"]["projection_std"] = float(value)
+    return steps
+
+
 def falling(start, end, n=200, noise=0.02):
     curve = end + (start - end) * np.exp(-np.arange(n) / (n / 4))
     return curve + noise * np.random.default_rng(0).standard_normal(n)
@@ -85,6 +93,9 @@ LEARNED = epochs_of(spread=(0.5, 0.6, 0.7), rank=(0.2, 0.3, 0.4))
          "complete collapse", "spread"),
         ("fell to one vector", steps_of(falling(0.0, -1.0)),
          epochs_of(spread=(0.6, 0.3, 0.05), rank=(0.2, 0.2, 0.2)), "complete collapse", "0.05"),
+        ("one projection", projected(falling(-0.1, -1.0), np.linspace(0.17, 1e-3, 200)), LEARNED,
+         "complete collapse", "projections 0.0"),
+        ("projections stay apart", projected(falling(-0.1, -0.8), np.full(200, 0.15)), LEARNED, "healthy", "-0."),
         ("one-hot teacher", taught(np.linspace(1, 0, 200), np.linspace(1, 0, 200)), LEARNED,
          "complete collapse", "method.center_momentum"),
         ("one prototype for all", taught(0.05, 0.4, in_use=0.1), LEARNED, "complete collapse", "in use 0.100"),

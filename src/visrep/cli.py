@@ -124,7 +124,9 @@ def evaluate(
 
 
 def compare(
-    entries: tyro.conf.Positional[tuple[str, ...]] = (),
+    entries: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|METHOD RUN|METHOD ...")
+    ] = (),
     data: str = "",
     budget: str = "",
     preset: str = "small32",

@@ -62,12 +62,15 @@ def coding_rate(z: Float[Tensor, "*any m d"], eps: float) -> Float[Tensor, "*any
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-def crop_similarity(s: Float[Tensor, "v b d"], t: Float[Tensor, "g b d"]) -> Float[Tensor, ""]:
+def crop_similarity(
+    s: Float[Tensor, "v b d"], t: Float[Tensor, "g b d"], w_local: float = 1.0
+) -> Float[Tensor, ""]:
     """Mean dot product of each global crop in ``t`` with each other crop of its image in ``s``.
 
-    The g crops of ``t`` are the first g of ``s``.
+    The g crops of ``t`` are the first g of ``s``; products with the others, local ones, are multiplied by ``w_local``.
     """
     similarity = torch.einsum("gbd,vbd->gv", t, s) / s.shape[1]
+    similarity = torch.cat([similarity[:, : len(t)], w_local * similarity[:, len(t) :]], dim=1)
     same = torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
     return similarity[~same].mean()
 
@@ -87,12 +90,15 @@ def feature_std(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     return F.normalize(widen(features), dim=-1).std(0, correction=0).mean()
 
 
-def dino_loss(p: Float[Tensor, "g b k"], s: Float[Tensor, "v b k"], tau: float) -> Float[Tensor, ""]:
+def dino_loss(
+    p: Float[Tensor, "g b k"], s: Float[Tensor, "v b k"], tau: float, w_local: float = 1.0
+) -> Float[Tensor, ""]:
     """Cross-entropy of each teacher code with each other crop's prediction, mean over pairs and images.
 
-    The g crops of ``p`` are the first g of ``s``. Caron et al. 2021, arXiv:2104.14294.
+    The g crops of ``p`` are the first g of ``s``; ``w_local`` multiplies what the others cost.
+    Caron et al. 2021, arXiv:2104.14294.
     """
-    return -crop_similarity((s / tau).log_softmax(-1), p)
+    return -crop_similarity((s / tau).log_softmax(-1), p, w_local)
 
 
 def mean_over_hidden(x: Float[Tensor, " m"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:

@@ -45,6 +45,8 @@ UNIFORM = 0.98
 """normalised teacher entropy at which the teacher hardly tells images apart"""
 ONE_HOT = 0.02
 """normalised teacher entropy at which the teacher gives one prototype"""
+FALLEN_PROJECTIONS = 0.1
+"""spread of the projections, as a share of its highest, at which all images have practically one"""
 FEW_PROTOTYPES = 0.2
 """normalised entropy of the prototypes in use at which (nearly) all images share one or two"""
 TOLD_APART = 0.01
@@ -129,7 +131,8 @@ def _complete_collapse(signs: Signs) -> Verdict | None:
     one_hot = one_hot or signs.in_use < FEW_PROTOTYPES
     was_sharp = bool(signs.entropy) and min(signs.entropy) < UNIFORM - 0.05
     same_for_all = was_sharp and (_uniform(signs) or signs.told_apart < TOLD_APART)
-    if not (_one_vector(signs) or one_hot or same_for_all):
+    one_projection = signs.projected < FALLEN_PROJECTIONS
+    if not (_one_vector(signs) or one_projection or one_hot or same_for_all):
         return None
     cause = (
         "The same vector for every image satisfies the objective: the learning rate is too high, gradient "
@@ -239,6 +242,8 @@ def _summary(signs: Signs) -> str:
         facts.append(f"teacher entropy {signs.entropy[-1]:.3f} of its maximum")
     if signs.in_use < FEW_PROTOTYPES:
         facts.append(f"entropy of the prototypes in use {signs.in_use:.3f} of its maximum")
+    if signs.projected < FALLEN_PROJECTIONS:
+        facts.append(f"spread of the projections {signs.projected:.3f} of its highest")
     if signs.knn:
         facts.append(f"kNN {signs.knn[0]:.1f} → {signs.knn[-1]:.1f} %")
     return "; ".join(facts) + "."

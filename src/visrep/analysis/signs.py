@@ -45,7 +45,9 @@ class Signs:
     """of the teacher's output divided by log k, one a step record"""
     kl: float
     """of the student from the teacher in nats, over the last records; infinite when not logged"""
-
+    projected: float
+    """spread of what the loss compares (projection_std) over the last records, as a share of its highest; NaN when
+    not logged"""
     in_use: float
     """entropy of the teacher's mean output divided by log k, over the last records: near 0 when all images share
     one prototype; NaN when not logged"""
@@ -104,7 +106,7 @@ def read_signs(steps: Sequence[Record], epochs: Sequence[Record]) -> Signs:
     rates = [float(r["schedules"]["lr"]) for r in steps if "lr" in r["schedules"]]
     taus = [float(r["schedules"]["tau_teacher"]) for r in steps if "tau_teacher" in r["schedules"]]
     entropy, kls = _logged(steps, "teacher_entropy"), _logged(steps, "teacher_student_kl")
-    used = _logged(steps, "prototype_entropy")
+    used, projections = _logged(steps, "prototype_entropy"), _logged(steps, "projection_std")
     monitors = [record["monitors"] for record in epochs]
     ranked = [m for m in monitors if "rankme" in m]
     return Signs(
@@ -124,6 +126,7 @@ def read_signs(steps: Sequence[Record], epochs: Sequence[Record]) -> Signs:
         knn=tuple(float(m["knn"]) for m in monitors if "knn" in m),
         entropy=tuple(entropy),
         kl=median(kls[-window:]) if kls else math.inf,
+        projected=median(projections[-window:]) / max(*projections, 1e-12) if projections else math.nan,
         in_use=median(used[-window:]) if used else math.nan,
         told_apart=median(used[-window:]) - median(entropy[-window:]) if used and entropy else math.nan,
         guessing=_guessing(steps),

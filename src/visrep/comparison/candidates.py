@@ -85,10 +85,10 @@ def _named_apart(candidates: list[Candidate]) -> list[Candidate]:
     def name(candidate: Candidate, parts: int) -> str:
         return candidate.name if candidate.run else "/".join(candidate.folder.resolve().parts[-parts:])
 
-    for parts in range(1, 5):
-        names = [name(candidate, parts) for candidate in candidates]
-        if len(set(names)) == len(names):
-            break
+    longest = max((len(candidate.folder.resolve().parts) for candidate in candidates), default=1)
+    tails = ([name(candidate, parts) for candidate in candidates] for parts in range(1, longest + 1))
+    names = next((names for names in tails if len(set(names)) == len(names)), None)
+    names = names or [name(candidate, 1) for candidate in candidates]
     return [replace(candidate, name=shown) for candidate, shown in zip(candidates, names, strict=True)]
 
 

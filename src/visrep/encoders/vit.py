@@ -151,11 +151,12 @@ class VisionTransformer(Encoder):
         mask: Bool[Tensor, "b n"] | None = None,
         layers: tuple[int, ...] = (),
         attention: bool = False,
+        warp: Float[Tensor, "b 2 2"] | None = None,
     ) -> Tokens:
-        """Encode images; see `Encoder.forward`.
+        """Encode images; see `Encoder.forward`, and `rotary_2d` for ``warp``.
 
-        Raises ValueError for sizes that are not a multiple of the patch, layers that do not exist, and masks
-        or indices that do not fit.
+        Raises ValueError for sizes that are not a multiple of the patch, layers that do not exist, masks or
+        indices that do not fit, and a warp of positions that are not rotary.
         """
         check_images(images, self.config.channels)
         check_layers(layers, self.depth)
@@ -163,7 +164,12 @@ class VisionTransformer(Encoder):
             check_keep(keep, len(images))
         grid = patch_grid(images.shape[2], images.shape[3], self.config.patch)
         x = self._embed(images, grid, keep, mask)
-        rotary = self._rotary(grid, keep, x.device) if self.config.position == "rope" else None
+        if warp is not None and self.config.position != "rope":
+            raise ValueError(
+                f"warp= changes rotary positions, and this encoder has position={self.config.position!r}. "
+                "Build it with position='rope'."
+            )
+        rotary = self._rotary(grid, keep, warp, x.device) if self.config.position == "rope" else None
 
         states: dict[int, Tensor] = {}
         maps: list[Tensor] | None = [] if attention else None
@@ -208,9 +214,11 @@ class VisionTransformer(Encoder):
             return sincos_2d(grid, self.width, trained=self.grid)[None].to(position)
         return resample(position, self.grid, grid, offset=self.config.position_offset)
 
-    def _rotary(self, grid: tuple[int, int], keep: Tensor | None, device: torch.device) -> Rotary:
+    def _rotary(
+        self, grid: tuple[int, int], keep: Tensor | None, warp: Tensor | None, device: torch.device
+    ) -> Rotary:
         """Angles of all tokens; cls and registers are not turned."""
-        rotary = rotary_2d(grid, self.width // self.config.heads, device=device)
+        rotary = rotary_2d(grid, self.width // self.config.heads, warp=warp, device=device)
         return (rotary if keep is None else rotary.keep(keep)).after(self.config.cls + self.config.registers)
 
     def _split(self, x: Tensor, grid: tuple[int, int]) -> Tokens:

@@ -28,7 +28,7 @@ def render_leaderboard(comparison: Comparison) -> Group:
     title = "Top-1 accuracy in %, with 95 % intervals" if comparison.protocols else "Scores without labels"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right")
-    table.add_column("", overflow="fold", min_width=14)
+    table.add_column("", overflow="fold", min_width=16)
     for column in (*columns(comparison), "images", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     place = 0

@@ -80,6 +80,8 @@ class Comparison:
         """The result in one sentence."""
         leader, *others = self.ranked
         if not self.protocols:
+            if self.entries[0] is not leader:
+                return f"No encoder has a higher RankMe than {self.entries[0].name}: nothing can be said."
             return f"{leader.name} has the highest RankMe, which does not say that it is the best."
         level = set(self.level(self.protocols[0]))
         near = [entry.name for entry in others if entry.name in level]

@@ -60,7 +60,9 @@ class Memory(nn.Module):
         for buffer in (self.rows, self.known):
             buffer.resize_(n, *buffer.shape[1:])[before:] = 0
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         saved = state_dict.get(prefix + "known")
         if saved is not None:
             self._resize(len(saved))

@@ -45,13 +45,14 @@ def sincos_2d(
 
 
 def resample(
-    table: Float[Tensor, "1 n d"],
-    trained: tuple[int, int],
-    grid: tuple[int, int],
+    table: Float[Tensor, "b n d"],
+    trained: tuple[int, ...],
+    grid: tuple[int, ...],
     *,
     offset: float = 0.0,
-) -> Float[Tensor, "1 m d"]:
-    """A learned table for another grid: bicubic, antialiased, with gradient.
+    antialias: bool = True,
+) -> Float[Tensor, "b m d"]:
+    """A learned table, or the patches of images, for another grid: bicubic, with gradient.
 
     ``offset`` > 0 (DINO: 0.1) repeats the published DINO code instead: a scale factor of (size + offset) /
     trained size, which also sets the sampling positions, and no antialiasing.
@@ -63,7 +64,7 @@ def resample(
         scale = [(n + offset) / m for n, m in zip(grid, trained, strict=True)]
         image = F.interpolate(image, scale_factor=scale, mode="bicubic")
     else:
-        image = F.interpolate(image, size=grid, mode="bicubic", antialias=True)
+        image = F.interpolate(image, size=grid, mode="bicubic", antialias=antialias)
     return image.flatten(2).transpose(1, 2)
 
 
@@ -77,7 +78,9 @@ class Rotary:
 
     def keep(self, indices: Int[Tensor, "b m"]) -> Rotary:
         """The angles of some of the patches, image by image."""
-        return Rotary(self.sin[indices].unsqueeze(1), self.cos[indices].unsqueeze(1))
+        rows = indices[:, None, :, None]
+        sin, cos = (x.expand(len(rows), 1, -1, -1).take_along_dim(rows, 2) for x in (self.sin, self.cos))
+        return Rotary(sin, cos)
 
     def after(self, n: int) -> Rotary:
         """With ``n`` tokens that are not turned (cls, registers) put before the patches."""
@@ -95,13 +98,15 @@ def rotary_2d(
     channels: int,
     *,
     base: float = 100.0,
+    warp: Float[Tensor, "b 2 2"] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Rotary:
     """Axial rotary embedding of DINOv3 (arXiv:2508.10104) for heads of ``channels`` channels.
 
     Patch centres are put in [-1, 1] on each axis, so a grid of any size spans the same angles. A quarter of
-    the channels turns with the row, a quarter with the column; the other half are their partners.
+    the channels turns with the row, a quarter with the column; the other half are their partners. ``warp`` has a
+    (factor, offset) of the rows and one of the columns of each image: centre x is then put at factor * x + offset.
     Raises ValueError when the channels do not split into four equal parts.
     """
     if channels % 4:
@@ -112,5 +117,36 @@ def rotary_2d(
     periods = base ** (torch.arange(channels // 4, dtype=dtype, device=device) / (channels // 4))
     rows, columns = ((torch.arange(n, dtype=dtype, device=device) + 0.5) * (2 / n) - 1 for n in grid)
     centres = torch.cartesian_prod(rows, columns)  # n 2
-    angles = (2 * math.pi * centres[:, :, None] / periods).flatten(1).tile(2)  # n channels
+    if warp is not None:
+        centres = warp[:, None, None, :, 0] * centres + warp[:, None, None, :, 1]  # b 1 n 2
+    angles = (2 * math.pi * centres.unsqueeze(-1) / periods).flatten(-2).tile(2)  # ... n channels
     return Rotary(angles.sin(), angles.cos())
+
+
+@dataclass(frozen=True)
+class Warp:
+    """DINOv3's random changes of positions while training, for `rotary_2d`; by default none.
+
+    Each axis is moved, then stretched, then both are stretched alike; stretches are log-uniform and may as well shrink.
+    Raises ValueError for a negative shift and for stretches below 1.
+    """
+
+    shift: float = 0.0
+    """greatest move of an axis, which spans -1 to 1"""
+    jitter: float = 1.0
+    """greatest factor of an axis"""
+    rescale: float = 1.0
+    """greatest factor of both axes"""
+
+    def __post_init__(self) -> None:
+        if self.shift < 0 or min(self.jitter, self.rescale) < 1:
+            raise ValueError(
+                f"{self}: positions are moved by up to shift and stretched by up to jitter and rescale times. "
+                "Use shift >= 0, jitter >= 1 and rescale >= 1."
+            )
+
+    def draw(self, u: Float[Tensor, "b 5"]) -> Float[Tensor, "b 2 2"]:
+        """(factor, offset) of rows and of columns, from uniform numbers in [0, 1)."""
+        either_way = 2 * u - 1
+        factor = self.jitter ** either_way[:, 2:4] * self.rescale ** either_way[:, 4:]
+        return torch.stack([factor, factor * self.shift * either_way[:, :2]], dim=-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import permutations
 
 import torch
@@ -49,6 +49,11 @@ class Parameters:
     def rows(self, rows: slice | Int[Tensor, " m"]) -> Parameters:
         """The choices of some of the views."""
         return Parameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def undistorted(self) -> Parameters:
+        """The same crops, neither blurred nor changed in colour."""
+        no = torch.zeros_like(self.flipped)
+        return replace(self, jittered=no, gray=no, solarized=no, sigma=torch.zeros_like(self.sigma))
 
 
 def draw_parameters(view: View, sizes: Float[Tensor, "b 2"], u: Float[Tensor, "b m"]) -> Parameters:

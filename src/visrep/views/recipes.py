@@ -100,15 +100,21 @@ class Recipe(ABC):
         """The views by group, global (large) views first; the views of one group have one size."""
 
     @property
+    def copies(self) -> tuple[View, ...]:
+        """Views of the first group once more, as a last group: each the same crop, without changes of colour."""
+        return ()
+
+    @property
     def size(self) -> int:
         """Side of the largest view."""
-        return max(views[0].size for views in self.groups)
+        return max(view.size for views in (*self.groups, self.copies) for view in views)
 
     @property
     def preprocessing(self) -> Preprocessing:
         """What an encoder trained on these views expects: small images whole, others without their margin."""
-        view, size = self.groups[0][0], self.size
-        return Preprocessing(size=size, ratio=1.0 if size < 96 else 0.875, mean=view.mean, std=view.std)
+        view = self.groups[0][0]
+        ratio = 1.0 if view.size < 96 else 0.875
+        return Preprocessing(size=view.size, ratio=ratio, mean=view.mean, std=view.std)
 
 
 @final
@@ -154,27 +160,44 @@ class MultiCrop(Recipe):
     local: View = View(size=96, scale=(0.05, 0.4))
     n_local: int = 8
     """local views an image, 0 for none"""
+    clean: int = 0
+    """side in pixels of a further copy of each global view without blur and changes of colour, 0 for none"""
 
     def __post_init__(self) -> None:
         _check_one_size(global_1=self.global_1, global_2=self.global_2)
         _check_one_normalisation(global_1=self.global_1, global_2=self.global_2, local=self.local)
         if self.n_local < 0:
             raise ValueError(f"n_local={self.n_local} is negative. Use 0 for no local views.")
+        if self.clean < 0:
+            raise ValueError(f"clean={self.clean} pixels cannot be. Use 0 for no copies.")
 
     @property
     def groups(self) -> tuple[tuple[View, ...], ...]:
         large = (self.global_1, self.global_2)
         return (large, (self.local,) * self.n_local) if self.n_local else (large,)
 
+    @property
+    def copies(self) -> tuple[View, ...]:
+        views = (self.global_1, self.global_2) if self.clean else ()
+        return tuple(replace(view, size=self.clean, blur=0.0) for view in views)
+
 
 def crops(
-    *, size: int, local: int, n_local: int, scale: tuple[float, float], local_scale: tuple[float, float]
+    *,
+    size: int,
+    local: int,
+    n_local: int,
+    scale: tuple[float, float],
+    local_scale: tuple[float, float],
+    flip: float = 0.5,
+    clean: int = 0,
 ) -> MultiCrop:
     """DINO's crops at any size: blur and solarisation differ between the two global ones."""
-    view = View(size=size, scale=scale)
+    view = View(size=size, scale=scale, flip=flip)
     return MultiCrop(
         global_1=replace(view, blur=1.0),
         global_2=replace(view, blur=0.1, solarize=0.2),
         local=replace(view, size=local, scale=local_scale, blur=0.5),
         n_local=n_local,
+        clean=clean,
     )

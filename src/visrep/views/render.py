@@ -28,8 +28,10 @@ def draw(recipe: Recipe, canvases: Canvases, at: At) -> Batch:
     b, device = len(canvases), canvases.pixels.device
     sizes = canvases.sizes.cpu()
     crops, boxes, flipped = [], [], []
-    for views in recipe.groups:
-        chosen = _choose(views, sizes, at)
+    groups = [(views, _choose(views, sizes, at)) for views in recipe.groups]
+    if recipe.copies:
+        groups.append((recipe.copies, groups[0][1].undistorted()))
+    for views, chosen in groups:
         size = views[0].size
         made = torch.empty(len(views), b, 3, size, size, device=device)
         start = 0

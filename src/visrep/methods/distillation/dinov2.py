@@ -30,7 +30,7 @@ from visrep.config import Optim, Run
 from visrep.distributed import gather, rank, sum_over_ranks
 from visrep.encoders import ViT
 from visrep.encoders.checks import check_choice
-from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss
+from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, widen
 from visrep.masking import check_ratios
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import PrototypeHead
@@ -113,7 +113,8 @@ class DINOv2(Method):
         grid = (height // cfg.encoder.patch, width // cfg.encoder.patch)
         hidden = hidden_blocks(at, b, g, grid, probability=cfg.mask_probability, ratio=cfg.mask_ratio)
         _, t, t_patch = self.teacher(batch.crops[:1], hidden, False)  # 2 b k, m k: m hidden patches
-        z, s, s_patch = self.student(batch.crops, hidden, True)  # 2 b d, v b k, m k
+        seen, s, s_patch = self.student(batch.crops, hidden, True)  # of global crops, v b k, m k
+        z = widen(seen.pool("cls")).unflatten(0, (g, b))  # 2 b d
         everyone = gather(z.transpose(0, 1)).transpose(0, 1)  # 2 m d
         with torch.autocast(s.device.type, enabled=False):
             tau = cfg.tau_teacher(at)

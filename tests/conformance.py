@@ -6,7 +6,7 @@ Each check takes a `Case` and raises AssertionError, saying what is wrong, when 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -322,16 +322,28 @@ def check_exact_resume(case: Case) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _Lazily:
+    """Batches that are made only if somebody iterates over them."""
+
+    make: Callable[[], list[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.make())
+
+
 def check_learns(case: Case) -> None:
     """Within seconds on the playground the loss falls and the features do not collapse.
 
     A teacher's targets get harder while a student learns, so losses of two moments cannot be compared: the
     trained parameters are compared with those of the start, both against the targets at the end.
     """
-    run, method, canvases = case.run, case.build(), images(256)
+    run, method, canvases = case.run, case.fresh(), images(256)
 
     def batch(at: At, n: int = 16) -> Batch:
-        rows = torch.randint(len(canvases), (n,), generator=at.rng)
+        return of(torch.randint(len(canvases), (n,), generator=at.rng), at)
+
+    def of(rows: Tensor, at: At) -> Batch:
         assert canvases.labels is not None
         part = Canvases(canvases.pixels[rows], canvases.sizes[rows], rows, canvases.labels[rows])
         drawn = draw(run.method.views, part, at)
@@ -342,6 +354,8 @@ def check_learns(case: Case) -> None:
     turns = optimizers(run, method)
     for step in range(TOTAL):
         at = moment(step)
+        if step % at.steps_per_epoch == 0:
+            method.before_epoch(_Lazily(lambda: [of(r, moment()) for r in torch.arange(256).split(64)]), at)
         take_step(run, method, turns, batch(at), at)
 
     def loss() -> float:

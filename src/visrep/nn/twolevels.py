@@ -27,7 +27,7 @@ class TwoLevels(nn.Module):
         patches: Bool[Tensor, "i n"],
         hide: bool,
         warps: tuple[Float[Tensor, "_ 2 2"], ...] = (),
-    ) -> tuple[Tokens, Float[Tensor, "v b k"], Float[Tensor, "m k"]]:
+    ) -> tuple[Tokens, Float[Tensor, "v b k"], Float[Tensor, "m q"]]:
         """Tokens of the first group, logits of all v crops, logits of m patches.
 
         ``patches`` of the first group, one row a crop, get logits, in their order; ``hide`` puts the mask token in

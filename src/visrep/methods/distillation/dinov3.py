@@ -213,7 +213,7 @@ def paper() -> Run[Config]:
     slower |= {"patch_embed.*": 0.2 * 0.98**41, "*_token*": 0.98**41}
     layers = (("student.encoder." + name, Constant(factor)) for name, factor in slower.items())
     multipliers = (("student.*prototypes*", Step((0.0, 1.0), (5 * STEPS,))), *layers)
-    optim = replace(OPTIM, lr=Warmup(epochs=100 * STEPS, then=Constant(5e-5)), multipliers=multipliers)
+    optim = replace(OPTIM, lr=Warmup(epochs=100 * STEPS, then=Constant(2e-4)), multipliers=multipliers)
     optim = replace(optim, weight_decay=Constant(0.04), betas=(0.9, 0.99), clip=30.0)
     return Run(method=method, optim=optim, epochs=1000 * STEPS, batch=4096)
 
@@ -227,13 +227,13 @@ def paper_gram() -> Run[Config]:
     method = replace(
         run.method,
         views=replace(run.method.views, clean=512),
-        w_local=Ramp(1.0, 0.5, epochs=STEPS),
+        w_local=Ramp(1.0, 0.5, epochs=STEPS),  # officially half a cosine, as w_gram
         w_gram=Ramp(0.0, 2.0, epochs=STEPS),
         gram_epochs=(0.0, 10 * STEPS, 20 * STEPS, 30 * STEPS),
         tau_teacher=Constant(0.07),
         teacher_decay=Constant(0.999),
     )
-    optim = replace(run.optim, lr=Constant(3e-5), multipliers=run.optim.multipliers[1:])
+    optim = replace(run.optim, lr=Constant(1.2e-4), multipliers=run.optim.multipliers[1:])
     return replace(run, method=method, optim=optim, epochs=200 * STEPS)
 
 
@@ -246,5 +246,5 @@ def paper_highres() -> Run[Config]:
     views = crops(size=768, local=168, n_local=8, scale=(0.32, 1.0), local_scale=(0.05, 0.32), flip=0.0)
     method = replace(run.method, views=replace(views, clean=1152), gram_epochs=(0.0,))
     method = replace(method, w_local=Constant(0.5), w_gram=Constant(1.5))
-    optim = replace(run.optim, lr=Warmup(epochs=5 * STEPS, then=Constant(1.25e-5)))
+    optim = replace(run.optim, lr=Warmup(epochs=5 * STEPS, then=Constant(5e-5)))
     return replace(run, method=method, optim=optim, epochs=15 * STEPS, batch=2048)

@@ -202,6 +202,32 @@ def test_named_encoders_fit_the_views():
         with_encoder(run, "vit_giant")
 
 
+def test_a_stage_starts_from_the_weights_of_another(tmp_path: Path):
+    _, _, run = preset("dino:tiny")
+    first = start(replace(run, out=str(tmp_path / "first")), method="dino", preset="tiny")
+    still = replace(run.optim, lr=Constant(0.0))
+    run = replace(run, optim=still, method=replace(run.method, teacher_decay=Constant(1.0)))
+    second = start(
+        replace(run, out=str(tmp_path / "second"), start_from=str(first), seed=1),
+        method="dino",
+        preset="tiny",
+    )
+    weights = [RunFolder(path).load_checkpoint()["method"] for path in (first, second)]
+    for name in ("student.encoder.patch_embed.proj.weight", "teacher.module.encoder.norm.weight"):
+        assert torch.equal(weights[0][name], weights[1][name])
+    assert not torch.equal(weights[0]["center"], weights[1]["center"]), "it moved on from there"
+
+    with pytest.raises(ValueError, match="is a run of dino, not of simclr"):
+        start(
+            replace(preset("simclr:tiny")[2], out=str(tmp_path / "c"), start_from=str(first)), method="simclr"
+        )
+    wider = replace(
+        run, out=str(tmp_path / "d"), start_from=str(first), method=replace(run.method, prototypes=64)
+    )
+    with pytest.raises(ValueError, match="does not fit this run"):
+        start(wider, method="dino")
+
+
 def test_a_users_own_file_is_a_method(tmp_path: Path):
     """By its path: no registry, no other change."""
     from visrep.methods import method_files

@@ -54,6 +54,8 @@ class Run(Generic[MethodConfig]):
     """labelled images for the kNN measured while training; default: a fifth of the monitored images of data"""
     out: str = ""
     """run folder; default runs/<method>-<preset>-<date>"""
+    start_from: str = ""
+    """folder of an earlier run of this method whose weights to start from: the next stage of a recipe, or other data"""
     epochs: float = 100
     batch: int = 256
     """images an optimiser step, over all devices and accumulated micro-batches"""

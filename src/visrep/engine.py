@@ -111,6 +111,27 @@ def build_method(run: Run, method: str) -> Method:
     return method_class(load_method(method))(run.method)
 
 
+def take_weights(module: Method, method: str, earlier: str | Path) -> None:
+    """Start from the weights (and queues, centres, teachers) of an earlier run of the same method.
+
+    Raises ValueError when that is another method, or when its parts have other names or sizes.
+    """
+    folder = RunFolder(earlier)
+    found = folder.about()["method"]
+    if found != method:
+        raise ValueError(
+            f"start_from={earlier} is a run of {found}, not of {method}. Give a run of {method}."
+        )
+    try:
+        module.load_state_dict(folder.load_checkpoint()["method"])
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[1].strip()
+        raise ValueError(
+            f"start_from={earlier} does not fit this run: {reason} Set the fields of method (encoder, heads, queues) "
+            "to those of that run."
+        ) from error
+
+
 def training_images(run: Run) -> Source:
     """The images to train on: never the test part of data that brings one, so that it can judge honestly."""
     train, _ = open_splits(run.data)
@@ -249,6 +270,8 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
     total = max(1, round(run.epochs * loader.steps_per_epoch))
 
     module = build_method(run, method)
+    if run.start_from and not resume:
+        take_weights(module, method, run.start_from)
     module.encoder.preprocessing = run.method.views.preprocessing
     if fabric.world_size > 1:
         convert_batchnorm(module)

@@ -45,8 +45,8 @@ UNIFORM = 0.98
 """normalised teacher entropy at which the teacher hardly tells images apart"""
 ONE_HOT = 0.02
 """normalised teacher entropy at which the teacher gives one prototype"""
-FALLEN_PROJECTIONS = 0.1
-"""spread of the projections, as a share of its highest, at which all images have practically one"""
+FALLEN_PROJECTIONS = 0.4
+"""spread of the projections, as a share of its highest, at which images are becoming one: sound runs keep nearly all"""
 FEW_PROTOTYPES = 0.2
 """normalised entropy of the prototypes in use at which (nearly) all images share one or two"""
 TOLD_APART = 0.01

@@ -221,7 +221,7 @@ def paper() -> Run[Config]:
 def paper_gram() -> Run[Config]:
     """Second stage: 200,000 steps with anchored patches. Unverified: not run here.
 
-    Continues from the weights of ``paper``. A run cannot yet name weights to start from: alone, it anchors noise.
+    Continues from the weights of ``paper``: give that run as start_from. Alone, it anchors noise.
     """
     run = paper()
     method = replace(
@@ -240,7 +240,7 @@ def paper_gram() -> Run[Config]:
 def paper_highres() -> Run[Config]:
     """Third stage: 30,000 steps of larger crops, here of one size, in the paper of five. Unverified: not run here.
 
-    Continues from the weights of ``paper_gram``, as that does from those of ``paper``.
+    Continues from the weights of ``paper_gram``: give that run as start_from.
     """
     run = paper_gram()
     views = crops(size=768, local=168, n_local=8, scale=(0.32, 1.0), local_scale=(0.05, 0.32), flip=0.0)

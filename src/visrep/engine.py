@@ -16,6 +16,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from visrep.advice import advise
 from visrep.config import Run
 from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, open_splits
 from visrep.encoders import save_encoder
@@ -295,7 +296,11 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
     log = TrainingLog(run, folder, loader.steps_per_epoch, total)
     saved_at = time.monotonic()
     step = start
+    advice = advise(run, len(canvases.usable), at_step(run, 0, total, loader.steps_per_epoch, fabric))
+    folder.advise(advice)
     with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
+        for sentence in advice:
+            progress.say(sentence)
         for canvas in loader.stream(start, total):
             at = at_step(run, step, total, loader.steps_per_epoch, fabric)
             # Dropout and drop path draw from the global generator: seeded too, and different on each rank.

@@ -60,6 +60,11 @@ class RunFolder:
         if self.writes:
             save_json(self.path / "run.json", {**self.about(), "status": status, "message": message})
 
+    def advise(self, advice: list[str]) -> None:
+        """Keep in run.json what looked wrong at the start."""
+        if self.writes:
+            save_json(self.path / "run.json", {**self.about(), "advice": advice})
+
     def record(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         if self.writes:

@@ -1,0 +1,62 @@
+"""Settings that do not fit the data, told at the start of a run. Advice stops nothing."""
+
+from __future__ import annotations
+
+from visrep.config import Run
+from visrep.method import At
+from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
+
+FEW_STEPS = 100
+"""steps in which hardly any method learns"""
+MEMORY = 5
+"""a teacher that averages more than a fifth of the run's steps still looks like its start when the run ends"""
+
+
+def advise(run: Run, images: int, first: At) -> list[str]:
+    """What looks wrong with a run on so many images, each with the field to change; ``first`` is its first step."""
+    settings = vars(run.method)
+    found = [
+        _few_steps(first.total),
+        _prototypes(settings.get("prototypes"), images),
+        _queue(settings.get("queue"), images, run.batch),
+        _teacher(settings.get("teacher_decay"), first),
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def _few_steps(total: int) -> str:
+    if total >= FEW_STEPS:
+        return ""
+    return f"Only {total} steps: hardly anything can be learned. Raise epochs or lower batch."
+
+
+def _prototypes(k: object, images: int) -> str:
+    if not isinstance(k, int) or k <= images:
+        return ""
+    fitting = max(16, 2 ** ((images // 20).bit_length() - 1)) if images >= 20 else 16
+    return (
+        f"{k:,} prototypes for {images:,} images: most stay unused, and a teacher's codes uniform for a long time. "
+        f"Set method.prototypes to about {fitting}."
+    )
+
+
+def _queue(size: object, images: int, batch: int) -> str:
+    if not isinstance(size, int) or size <= images:
+        return ""
+    return (
+        f"A queue of {size:,} vectors of {images:,} images holds several of each, so that an image is told from "
+        f"itself. Set method.queue to about {max(batch, images // 2 // batch * batch)}."
+    )
+
+
+def _teacher(decay: object, first: At) -> str:
+    if not isinstance(decay, Constant | Cosine | Ramp | Step | Warmup):
+        return ""
+    moved = 1 - decay(first)
+    if moved * first.total >= MEMORY:
+        return ""
+    lasting = f"about {1 / moved:,.0f}" if moved > 0 else "all"
+    return (
+        f"The teacher averages {lasting} steps and the run has {first.total:,}: it would hardly leave its start. "
+        f"Let method.teacher_decay begin at {max(0.0, 1 - 2 * MEMORY / first.total):.3g}, or train longer."
+    )

@@ -1,0 +1,53 @@
+"""Advice on settings that do not fit the data names the field, and sound presets get none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from visrep.advice import advise
+from visrep.config import Run
+from visrep.engine import start
+from visrep.method import At
+from visrep.methods import load_method, method_files, preset, presets
+from visrep.schedules import Constant, Cosine
+
+
+def advice(run: Run, images: int) -> list[str]:
+    steps = images // run.batch
+    return advise(run, images, At(0, round(run.epochs * steps), steps, torch.Generator()))
+
+
+def changed(name: str, **method: object) -> Run:
+    run = preset(name)[2]
+    return replace(run, method=replace(run.method, **method))
+
+
+@pytest.mark.parametrize(
+    ("run", "images", "words"),
+    [
+        (changed("dino:small32", prototypes=65_536), 1000, ("65,536 prototypes", "method.prototypes to about 32")),
+        (changed("moco:small32", queue=16_384), 10_000, ("told from itself", "method.queue to about")),
+        (changed("dino:small32", teacher_decay=Cosine(0.9996, 1.0)), 10_000, ("2,500 steps", "teacher_decay begin")),
+        (changed("dino:small32", teacher_decay=Constant(1.0)), 10_000, ("averages all steps", "teacher_decay")),
+        (preset("simclr:small32")[2], 1000, ("Only 24 steps", "epochs")),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told(run: Run, images: int, words: tuple[str, ...]) -> None:
+    sentences = advice(run, images)
+    assert any(all(word in sentence for word in words) for sentence in sentences), sentences
+
+
+@pytest.mark.parametrize("name", [n for n in method_files() if "small32" in presets(load_method(n))])
+def test_the_small_presets_fit_their_data(name: str) -> None:
+    assert not advice(preset(f"{name}:small32")[2], 10_000)
+
+
+def test_a_run_keeps_its_advice(tmp_path: Path) -> None:
+    run = replace(preset("simclr:tiny")[2], out=str(tmp_path / "run"))
+    folder = start(run, method="simclr", preset="tiny")
+    assert "Only 4 steps" in json.loads((folder / "run.json").read_text())["advice"][0]

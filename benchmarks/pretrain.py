@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -218,25 +218,23 @@ def load(data: Pictures, batch: int, workers: int) -> torch.utils.data.DataLoade
     )
 
 
-class Peer:
-    """lightly in this process, which is one of its own: ``Peer.start`` once, then ``Peer.rate``."""
+PEER: list[Callable[[], None]] = []
+"""in a process of lightly's: its step"""
 
-    step: ClassVar[Callable[[], None]]
 
-    @staticmethod
-    def start(make: Callable, run: Run, pixels: np.ndarray, workers: int, threads: int) -> None:
-        torch.set_num_threads(threads)
-        Peer.step = staticmethod(make(run, pixels, workers))
+def become_peer(make: Callable, run: Run, pixels: np.ndarray, workers: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    PEER.append(make(run, pixels, workers))
 
-    @staticmethod
-    def rate(settings: Settings) -> float:
-        return rate(Peer.step, settings)
+
+def peer_rate(settings: Settings) -> float:
+    return rate(PEER[0], settings)
 
 
 def start_peer(make: Callable, run: Run, pixels: np.ndarray, workers: int) -> ProcessPoolExecutor:
     arguments = (make, run, pixels, workers, torch.get_num_threads())
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, initializer=Peer.start, initargs=arguments)
+    return ProcessPoolExecutor(1, context, initializer=become_peer, initargs=arguments)
 
 
 def main(settings: Settings) -> None:
@@ -268,14 +266,14 @@ def compare(name: str, run: Run, make_peer: Callable, pixels: np.ndarray, settin
     best, most = 0, 0.0
     for workers in settings.workers:
         with start_peer(make_peer, run, pixels, workers) as peer:
-            peer.submit(Peer.rate, warm).result()
-            speed = peer.submit(Peer.rate, settings).result()
+            peer.submit(peer_rate, warm).result()
+            speed = peer.submit(peer_rate, settings).result()
         if speed > most:
             best, most = workers, speed
     rates: dict[str, list[float]] = {"ours": [], "peer": [], "encoder": []}
     with start_peer(make_peer, run, pixels, best) as peer:
         for measure in (
-            lambda s: peer.submit(Peer.rate, s).result(),
+            lambda s: peer.submit(peer_rate, s).result(),
             lambda s: rate(step, s),
             lambda s: rate(encoder, s),
         ):
@@ -283,7 +281,7 @@ def compare(name: str, run: Run, make_peer: Callable, pixels: np.ndarray, settin
         for _ in range(settings.repetitions):
             rates["ours"].append(rate(step, settings))
             rates["encoder"].append(rate(encoder, settings))
-            rates["peer"].append(peer.submit(Peer.rate, settings).result())
+            rates["peer"].append(peer.submit(peer_rate, settings).result())
     mine, theirs, alone = (statistics.median(rates[who]) for who in ("ours", "peer", "encoder"))
     hardware = f"{torch.get_num_threads()} threads, {torch.__version__}"
     show(

@@ -67,6 +67,7 @@ def train_and_judge(record: Record, seed: int) -> dict:
     """One seed: its run folder, reused when finished."""
     folder = record.runs / f"{record.method.replace(':', '-')}-{record.name}-{seed}"
     if not (folder / "encoder.json").exists():
+        commit = git_commit()  # before the hours of training in which others may commit
         visrep.pretrain(
             record.method,
             record.data,
@@ -75,6 +76,7 @@ def train_and_judge(record: Record, seed: int) -> dict:
             seed=seed,
             overrides={"limit": record.limit, **dict(map(parse, record.set))},
         )
+        (folder / "commit").write_text(commit)
     if not (folder / "evaluation.json").exists():
         judge(record, folder, seed)
     judged = json.loads((folder / "evaluation.json").read_text())
@@ -82,6 +84,7 @@ def train_and_judge(record: Record, seed: int) -> dict:
     about = RunFolder(folder).about()
     return {
         "seed": seed,
+        "commit": (folder / "commit").read_text() if (folder / "commit").exists() else "unknown",
         "seconds": round(steps[-1]["seconds"], 1),
         "cpu_seconds": round(steps[-1]["cpu_seconds"], 1),
         "images_per_second": round(statistics.median(line["images_per_second"] for line in steps), 1),
@@ -90,6 +93,12 @@ def train_and_judge(record: Record, seed: int) -> dict:
         "split": judged["split"],
         "results": judged["results"],
     }
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with a mark when the tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def judge(record: Record, folder: Path, seed: int) -> None:
@@ -159,9 +168,7 @@ def main(record: Record) -> None:
         "trained": claim["trained"],
         "verified": len(seeds) >= 3 and claim["beats_untrained"] and claim["beats_pixels"],
         "command": shlex.join(["python", "benchmarks/record.py", *sys.argv[1:]]),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commit": ", ".join(dict.fromkeys(seed["commit"] for seed in seeds)),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
         "seconds": spread([seed["seconds"] for seed in seeds]),
         "cpu_seconds": spread([seed["cpu_seconds"] for seed in seeds]),

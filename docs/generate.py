@@ -58,10 +58,11 @@ def results() -> str:
         for record in (r for r in records if r["data"] == data):
             for row in record["summary"]:
                 protocol = f"{row['protocol']} {row['metric']}"
+                protocol = f"**{protocol}**" if row is claim(record) else protocol
                 seconds = f"{record['cpu_seconds']['mean']:.0f}"
                 both = "yes" if row["beats_untrained"] and row["beats_pixels"] else "no"
                 parts.append(
-                    f"| {record['method']}:{record['preset']} | {f'**{protocol}**' if row is claim(record) else protocol} "
+                    f"| {record['method']}:{record['preset']} | {protocol} "
                     f"| {row['layer']}, {row['pooling']} | {cell(row['trained'])} | {cell(row.get('untrained'))} "
                     f"| {cell(row.get('pixels'))} | {both} | {seconds} | {len(record['seeds'])} |\n"
                 )

@@ -107,7 +107,7 @@ def playground() -> Run[Config]:
         method=replace(run.method, encoder=NAMED["convnet_narrow"], views=TwoViews(view, view)),
         optim=replace(run.optim, lr=Warmup(epochs=1, then=Cosine(4e-3, 0.0))),
         data="playground",
-        epochs=16,
+        epochs=23,
         monitor_epochs=2,
     )
 

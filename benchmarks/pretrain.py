@@ -6,7 +6,7 @@
 Both sides hold the same uint8 images in memory and do all that a step needs: loading, views, student, teacher where
 there is one, loss, optimiser, moving average. lightly runs as its own examples do, in a process of its own, with its
 own ResNet-18 (layer by layer the same as ours) and the number of worker processes that is best for it. The second row
-of each method splits our own step into the encoder and the rest.
+of each method splits our own step into the networks and the rest.
 """
 
 # lightly is installed for this comparison only
@@ -78,7 +78,7 @@ def images(n: int) -> np.ndarray:
 
 
 def ours(run: Run, pixels: np.ndarray) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A whole step of ours, and the encoder's part of it alone: student forward and backward, teacher forward."""
+    """A whole step of ours, and the networks' part of it: encoder and head, student both ways, teacher forward."""
     run = replace(run, canvas=32)
     fabric = build_fabric(run)
     canvases = CanvasSet(open_source(pixels), 32, cache="memory")
@@ -97,17 +97,17 @@ def ours(run: Run, pixels: np.ndarray) -> tuple[Callable[[], None], Callable[[],
     groups = draw(
         run.method.views, canvases.get(np.arange(run.batch)), at_step(run, 0, total, 1, fabric)
     ).crops
-    student = method.backbone if isinstance(method, simclr.SimCLR) else method.student.encoder
 
-    def encoder() -> None:
+    def networks() -> None:
         if isinstance(method, dino.DINO):
-            with torch.no_grad():
-                method.teacher.module.encoder(groups[0].flatten(0, 1))
-        torch.stack([student(group.flatten(0, 1)).pool().sum() for group in groups]).sum().backward()
-        for parameter in student.parameters():
+            method.teacher(groups[:1])
+            method.student(groups).sum().backward()
+        else:
+            method.head(method.backbone(groups[0].flatten(0, 1)).pool()).sum().backward()
+        for parameter in method.parameters():
             parameter.grad = None
 
-    return step, encoder
+    return step, networks
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -261,7 +261,7 @@ def main(settings: Settings) -> None:
 
 
 def compare(name: str, run: Run, make_peer: Callable, pixels: np.ndarray, settings: Settings) -> None:
-    step, encoder = ours(run, pixels)
+    step, networks = ours(run, pixels)
     warm = replace(settings, steps=2)
     best, most = 0, 0.0
     for workers in settings.workers:
@@ -270,19 +270,19 @@ def compare(name: str, run: Run, make_peer: Callable, pixels: np.ndarray, settin
             speed = peer.submit(peer_rate, settings).result()
         if speed > most:
             best, most = workers, speed
-    rates: dict[str, list[float]] = {"ours": [], "peer": [], "encoder": []}
+    rates: dict[str, list[float]] = {"ours": [], "peer": [], "networks": []}
     with start_peer(make_peer, run, pixels, best) as peer:
         for measure in (
             lambda s: peer.submit(peer_rate, s).result(),
             lambda s: rate(step, s),
-            lambda s: rate(encoder, s),
+            lambda s: rate(networks, s),
         ):
             measure(warm)
         for _ in range(settings.repetitions):
             rates["ours"].append(rate(step, settings))
-            rates["encoder"].append(rate(encoder, settings))
+            rates["networks"].append(rate(networks, settings))
             rates["peer"].append(peer.submit(peer_rate, settings).result())
-    mine, theirs, alone = (statistics.median(rates[who]) for who in ("ours", "peer", "encoder"))
+    mine, theirs, alone = (statistics.median(rates[who]) for who in ("ours", "peer", "networks"))
     hardware = f"{torch.get_num_threads()} threads, {torch.__version__}"
     show(
         settings,
@@ -298,10 +298,10 @@ def compare(name: str, run: Run, make_peer: Callable, pixels: np.ndarray, settin
     show(
         settings,
         {
-            "name": f"{name}: share of the step outside the encoder",
+            "name": f"{name}: share of the step outside encoder and head",
             "ratio": round(1 - mine / alone, 3),
             "ours": round(mine, 1),
-            "encoder alone": round(alone, 1),
+            "encoder and head alone": round(alone, 1),
             "unit": "images/s",
             "hardware": hardware,
         },

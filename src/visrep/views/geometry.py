@@ -201,7 +201,7 @@ def transform(
         _multiply_whole(pixels.index_select(0, index), y, x, out)
     else:
         _multiply_tiles(pixels, index, y, x, out)
-    return out.clamp_(0, 1)
+    return out
 
 
 def _multiply_whole(pixels: Tensor, y: Axis, x: Axis, out: Tensor) -> None:
@@ -212,7 +212,7 @@ def _multiply_whole(pixels: Tensor, y: Axis, x: Axis, out: Tensor) -> None:
     torch.baddbmm(half, y.tiles[:, :, 0], image.view(n, s, c * s), beta=0, alpha=1 / 255, out=half)
     half = half.view(n, o * c, s)
     whole = torch.bmm(half, x.tiles[:, :, 0].transpose(1, 2))
-    out.copy_(whole.view(n, o, c, o).transpose(1, 2))
+    torch.clamp(whole.view(n, o, c, o).transpose(1, 2), 0, 1, out=out)
 
 
 def _multiply_tiles(pixels: Tensor, index: Tensor, y: Axis, x: Axis, out: Tensor) -> None:
@@ -242,4 +242,4 @@ def _multiply_tiles(pixels: Tensor, index: Tensor, y: Axis, x: Axis, out: Tensor
         torch.baddbmm(half, y.tiles[n, :, :, :tall].transpose(0, 1), windows, beta=0, alpha=1 / 255, out=half)
         windows = half_store.as_strided((t, o * c, wide), (across, w, 1), beyond + min(left, 0))
         torch.bmm(windows, x.tiles[n, :, :, :wide].permute(1, 2, 0), out=whole)
-        torch.cat(blocks[::-1] if mirrored else blocks, dim=2, out=out[n])
+        torch.cat(blocks[::-1] if mirrored else blocks, dim=2, out=out[n]).clamp_(0, 1)

@@ -29,6 +29,14 @@ def linear(n_in: int, n_out: int, *, bias: bool = True) -> nn.Linear:
     return layer
 
 
+def xavier(module: nn.Module) -> None:
+    """Start a linear layer as MAE's official code does; for `nn.Module.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 @final
 class Attention(nn.Module):
     """Multi-head self-attention, optionally with rotary positions."""
@@ -55,11 +63,13 @@ class Attention(nn.Module):
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
         if rotary is not None:
             q, k = rotary(q), rotary(k)
-        if maps is None:
+        if maps is None and (q.dtype != torch.bfloat16 or q.is_cuda):
             out = F.scaled_dot_product_attention(q, k, v)
-        else:
-            maps.append((q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1))
-            out = maps[-1] @ v
+        else:  # also bfloat16 on a CPU, where plain products are 1.6 to 4 times faster than the fused kernel
+            attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1)
+            out = attention.to(v.dtype) @ v
+            if maps is not None:
+                maps.append(attention)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -153,8 +163,15 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: Rotary | None = None, maps: list[Tensor] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        rotary: Rotary | None = None,
+        maps: list[Tensor] | None = None,
+        added: list[Tensor] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """``maps``: see `Attention`."""
+        """``maps``: see `Attention`. What the MLP adds is appended to ``added``."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, maps)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        out = self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        if added is not None:
+            added.append(out)
+        return x + out

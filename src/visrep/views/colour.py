@@ -28,10 +28,13 @@ def jitter_(image: Float[Tensor, "n 3 h w"], factors: Float[Tensor, "n 4"], orde
 
     ``factors`` are those of brightness, contrast and saturation and the turn of the hue. The order is sorted.
     """
-    change = ORDERS[order]
-    factor = factors.gather(1, change.to(image.device))
+    change = ORDERS[
+        order
+    ]  # stays on the CPU: where the hue's turns lie is known without waiting for the device
+    here = change.to(image.device)
+    factor = factors.gather(1, here)
     for k in range(4):
-        blend_(image, change[:, k], factor[:, k])
+        blend_(image, here[:, k], factor[:, k])
         of_hue = (change[:, k] == HUE).nonzero()[:, 0]
         if len(of_hue):
             first, end = int(of_hue[0]), int(of_hue[-1]) + 1
@@ -44,8 +47,7 @@ def blend_(image: Float[Tensor, "n 3 h w"], change: Int[Tensor, " n"], factor: F
 
     ``factor * image + (1 - factor) * other``, not yet clamped.
     """
-    change, factor = change.to(image.device), factor[:, None, None, None]
-    kind = change[:, None, None, None]
+    factor, kind = factor[:, None, None, None], change[:, None, None, None]
     keep = torch.where(kind == HUE, 1.0, factor)
     of_gray, of_mean = (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST)
     other = gray(image)

@@ -25,13 +25,14 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.encoders import NAMED, EncoderConfig, ResNet
 from visrep.functional import feature_std, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import projection
+from visrep.nn.projected import Projected
 from visrep.nn.teacher import Teacher
 from visrep.schedules import Constant, Cosine, Schedule, Warmup
 from visrep.views import TwoViews, View
@@ -60,25 +61,14 @@ def byol_loss(p: Float[Tensor, "2 b d"], t: Float[Tensor, "2 b d"]) -> Float[Ten
     return (2 - 2 * cosine).mean(1).sum()
 
 
-class Network(nn.Module):
-    """Encoder and projector: what the target copies."""
-
-    def __init__(self, cfg: Config) -> None:
-        super().__init__()
-        self.encoder: Encoder = cfg.encoder.build()
-        self.projector = projection(self.encoder.width, cfg.hidden, cfg.out, last_norm=False, last_bias=False)
-
-    def forward(self, crops: Float[Tensor, "v b c h w"]) -> Float[Tensor, "v b d"]:
-        # One view at a time: BatchNorm must not see from the batch which view an image is.
-        return torch.stack([self.projector(self.encoder(view).pool()) for view in crops])
-
-
 @final
 class BYOL(Method):
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
-        self.online = Network(cfg)
+        encoder = cfg.encoder.build()
+        projector = projection(encoder.width, cfg.hidden, cfg.out, last_norm=False, last_bias=False)
+        self.online = Projected(encoder, projector)
         self.predictor = projection(cfg.out, cfg.hidden, cfg.out, last_norm=False, last_bias=False)
         self.target = Teacher(self.online)
 
@@ -135,7 +125,7 @@ def small32() -> Run[Config]:
             lr=Warmup(epochs=1, then=Cosine(3e-3, 0.0)), weight_decay=Constant(1e-4), lr_scaling="none"
         ),
         limit=10_000,
-        epochs=8,
+        epochs=14,
         batch=128,
         monitor_epochs=2,
         monitor_images=1000,

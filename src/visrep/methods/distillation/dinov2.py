@@ -30,6 +30,7 @@ from visrep.config import Optim, Run
 from visrep.distributed import gather, rank, sum_over_ranks
 from visrep.encoders import ViT
 from visrep.encoders.checks import check_choice
+from visrep.encoders.layer_decay import layer_decay
 from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, widen
 from visrep.masking import check_ratios
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -218,13 +219,10 @@ def paper() -> Run[Config]:
     The official code counts epochs of 1250 steps, twice ours.
     """
     encoder = ViT(width=1024, depth=24, heads=16, drop_path=0.3, layer_scale=1e-5, mask_token=True)
-    slower = {f"blocks.{i}.*": 0.9 ** (24 - i) for i in range(24)}
-    slower |= {"patch_embed.*": 0.2 * 0.9**25, "*_token": 0.9**25, "position": 0.9**25}
-    multipliers = tuple((f"student.encoder.{name}", Constant(factor)) for name, factor in slower.items())
     optim = _adamw(lr=4e-3, lr_scaling="sqrt", warmup=20.0, frozen=2.0)
     return Run(
         method=Config(encoder=encoder, tau_teacher=Ramp(0.04, 0.07, epochs=60)),
-        optim=replace(optim, multipliers=(*optim.multipliers, *multipliers)),
+        optim=replace(optim, multipliers=(*optim.multipliers, *layer_decay("student.encoder", 24, 0.9))),
         epochs=200,
         batch=2048,
     )

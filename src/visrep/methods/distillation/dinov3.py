@@ -31,6 +31,7 @@ from torch import Tensor
 from visrep.config import Optim, Run
 from visrep.distributed import gather, rank
 from visrep.encoders import ViT
+from visrep.encoders.layer_decay import layer_decay
 from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, widen
 from visrep.masking import check_ratios
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -209,10 +210,8 @@ def paper() -> Run[Config]:
         tau_teacher=Ramp(0.04, 0.07, epochs=100 * STEPS),
         teacher_decay=Constant(0.994),
     )
-    slower = {f"blocks.{i}.*": 0.98 ** (40 - i) for i in range(40)}
-    slower |= {"patch_embed.*": 0.2 * 0.98**41, "*_token*": 0.98**41}
-    layers = (("student.encoder." + name, Constant(factor)) for name, factor in slower.items())
-    multipliers = (("student.*prototypes*", Step((0.0, 1.0), (5 * STEPS,))), *layers)
+    frozen = ("student.*prototypes*", Step((0.0, 1.0), (5 * STEPS,)))
+    multipliers = (frozen, *layer_decay("student.encoder", 40, 0.98))
     optim = replace(OPTIM, lr=Warmup(epochs=100 * STEPS, then=Constant(2e-4)), multipliers=multipliers)
     optim = replace(optim, weight_decay=Constant(0.04), betas=(0.9, 0.99), clip=30.0)
     return Run(method=method, optim=optim, epochs=1000 * STEPS, batch=4096)

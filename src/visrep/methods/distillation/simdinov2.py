@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from visrep.config import Optim, Run
 from visrep.distributed import gather
 from visrep.encoders import ViT
+from visrep.encoders.layer_decay import layer_decay
 from visrep.functional import coding_rate, crop_similarity, feature_std, mean_over_hidden, widen
 from visrep.masking import check_ratios
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -199,23 +200,19 @@ def imagenette128() -> Run[Config]:
 def paper() -> Run[Config]:
     """ImageNet, ViT-L/16 with registers, 100 epochs, batch 1024. Unverified: not run here."""
     encoder = replace(Config().encoder, width=1024, depth=24, heads=16)
-    optim = _adamw(lr=4e-3, lr_scaling="sqrt", warmup=10.0, layer_decay=0.9, depth=24)
+    optim = replace(
+        _adamw(lr=4e-3, lr_scaling="sqrt", warmup=10.0), multipliers=layer_decay("student.encoder", 24, 0.9)
+    )
     return Run(method=Config(encoder=encoder), optim=optim, epochs=100, batch=1024)
 
 
-def _adamw(
-    *, lr: float, lr_scaling: Literal["none", "sqrt"], warmup: float, layer_decay: float = 1.0, depth: int = 0
-) -> Optim:
-    """DINOv2's optimiser; early layers move less where ``depth`` is given."""
-    first = layer_decay ** (depth + 1)
-    slower = [(f"student.encoder.blocks.{i}.*", layer_decay ** (depth - i)) for i in range(depth)]
-    slower += [("student.encoder.patch_embed.*", 0.2 * first), ("student.encoder.[cmpr]*", first)]
+def _adamw(*, lr: float, lr_scaling: Literal["none", "sqrt"], warmup: float) -> Optim:
+    """DINOv2's optimiser."""
     return Optim(
         lr=Warmup(epochs=warmup, then=Cosine(lr, 1e-6)),
         lr_scaling=lr_scaling,
         lr_batch=1024,
         weight_decay=Cosine(0.04, 0.4),
         no_decay=("*.bias", "*gamma*"),  # and what has one axis; the paper decays tokens and positions
-        multipliers=tuple((name, Constant(factor)) for name, factor in slower) if depth else (),
         clip=3.0,
     )

@@ -169,7 +169,7 @@ def small32() -> Run[Config]:
             lr=Warmup(epochs=1, then=Cosine(3e-3, 0.0)), weight_decay=Constant(1e-4), lr_scaling="none"
         ),
         limit=10_000,
-        epochs=16,
+        epochs=8,
         batch=128,
         monitor_epochs=2,
         monitor_images=1000,

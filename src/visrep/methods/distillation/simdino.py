@@ -137,7 +137,7 @@ def small32() -> Run[Config]:
         ),
         optim=replace(_adamw(lr=3e-3, lr_scaling="none", warmup=0.5), weight_decay=Cosine(0.04, 0.1)),
         limit=10_000,
-        epochs=14,
+        epochs=8,
         batch=128,
         monitor_epochs=2,
         monitor_images=1000,

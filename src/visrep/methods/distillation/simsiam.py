@@ -121,7 +121,7 @@ def small32() -> Run[Config]:
             multipliers=_constant_for_predictor(schedule),
         ),
         limit=10_000,
-        epochs=14,
+        epochs=8,
         batch=128,
         monitor_epochs=2,
         monitor_images=1000,

@@ -112,8 +112,8 @@ def small32() -> Run[Config]:
         method=Config(encoder=NAMED["resnet_narrow"], views=TwoViews(SMALL, SMALL), hidden=512, out=512),
         optim=_adamw(lr=3e-3, warmup=1),
         limit=10_000,
-        epochs=12,
-        batch=128,
+        epochs=8,
+        batch=256,
         monitor_epochs=2,
         monitor_images=1000,
     )

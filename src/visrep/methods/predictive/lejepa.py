@@ -151,8 +151,9 @@ def tiny() -> Run[Config]:
 def small32() -> Run[Config]:
     """32-px images, a narrow ResNet-18.
 
-    Two large views without blur, as is usual at this size, and more weight on SIGReg, so that 64 dimensions fill
-    within a short run.
+    Two large views without blur, as is usual at this size, and small batches: the statistic grows with the batch, and
+    where it weighs more (w_sigreg=0.05, batch 256) the views are drawn together too little: 38.5 instead of 46.3 % in
+    the linear probe of one seed.
     """
     view = View(size=32, saturation=0.4, blur=0.0)
     return Run(
@@ -160,13 +161,12 @@ def small32() -> Run[Config]:
             encoder=NAMED["resnet_narrow"],
             views=MultiCrop(global_1=view, global_2=view, n_local=0),
             hidden=512,
-            w_sigreg=0.05,
             slices=256,
         ),
         optim=_adamw(lr=3e-3, weight_decay=1e-4, warmup=1),
         limit=10_000,
         epochs=8,
-        batch=256,
+        batch=128,
         monitor_epochs=2,
         monitor_images=1000,
     )

@@ -204,7 +204,9 @@ def tiny() -> Run[Config]:
 def small32() -> Run[Config]:
     """32-px images, a narrow ResNet-18, whose map has 4 x 4 cells.
 
-    What short runs need: a teacher that moves fast (decay), and small batches for more steps.
+    What short runs need: a teacher that moves fast (decay), small batches for more steps, and the branch for whole
+    images: alone, the cells' targets drift together in the first hundred steps and separate slowly (41.0 instead of
+    43.4 % in the linear probe of one seed).
     """
     return Run(
         method=Config(
@@ -213,6 +215,7 @@ def small32() -> Run[Config]:
             hidden=512,
             out=128,
             decay=Cosine(0.98, 1.0),
+            w_instance=1.0,
         ),
         optim=Optim(
             lr=Warmup(epochs=1, then=Cosine(3e-3, 0.0)), weight_decay=Constant(1e-4), lr_scaling="none"

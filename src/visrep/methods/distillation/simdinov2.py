@@ -161,25 +161,27 @@ def tiny() -> Run[Config]:
 
 
 def small32() -> Run[Config]:
-    """32-px images, a narrow ViT, two large crops without blur.
+    """32-px images, a narrow ViT of large patches, two large crops without blur.
 
-    What short runs need: a head no wider than the batch, so that every step sees all of its directions; the method's
+    What short runs need: many cheap steps (patches of 8, batches of 64), a head of at most twice the batch, and a small
+    eps, or the coding rate spreads images over few directions (rank 21 instead of 47 after 300 steps); the method's
     teacher is fast as it is.
     """
     views = crops(size=32, local=16, n_local=0, scale=(0.2, 1.0), local_scale=(0.05, 0.2))
     view = replace(views.global_1, blur=0.0)
     return Run(
         method=Config(
-            encoder=ViT(image=32, patch=4, width=128, depth=4, heads=4, mask_token=True),
+            encoder=ViT(image=32, patch=8, width=128, depth=4, heads=4, mask_token=True),
             views=replace(views, global_1=view, global_2=view),
             hidden=512,
             out=128,
+            eps=0.1,
         ),
         optim=replace(_adamw(lr=2e-3, lr_scaling="none", warmup=1.0), weight_decay=Constant(0.04)),
         limit=10_000,
-        epochs=8,
-        batch=128,
-        monitor_epochs=2,
+        epochs=16,
+        batch=64,
+        monitor_epochs=4,
         monitor_images=1000,
     )
 

@@ -24,6 +24,7 @@ import tyro
 import visrep
 from visrep.config import save_json
 from visrep.data import open_source, open_splits
+from visrep.evaluation.results import variant
 from visrep.rundir import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -120,8 +121,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def protocol_name(result: dict) -> str:
-    """The protocol, with the number of neighbours where there is one."""
-    return f"knn k={result['settings']['k']}" if result["protocol"] == "knn" else result["protocol"]
+    """The protocol, with the number of neighbours or labels where there is one."""
+    found = variant(result["settings"])
+    return f"{result['protocol']} {found[0]}={found[1]}" if found else result["protocol"]
 
 
 def summarise(seeds: list[dict]) -> list[dict]:

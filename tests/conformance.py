@@ -5,9 +5,14 @@ Each check takes a `Case` and raises AssertionError, saying what is wrong, when 
 
 from __future__ import annotations
 
+import atexit
 import io
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,11 +26,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from visrep.config import Run, from_json, to_json
 from visrep.data.playground import Playground
+from visrep.data.playground_video import PlaygroundVideo
+from visrep.engine import start
 from visrep.functional import feature_std
 from visrep.method import At, Batch, Canvases, Losses, Method, Tokens
 from visrep.methods import load_method, method_class, presets
 from visrep.nn.batchnorm import convert_batchnorm
-from visrep.optim import build_optimizer, clip_gradients, drop_frozen_gradients, set_schedules
+from visrep.optim import build_optimizers, clip_gradients, drop_frozen_gradients, set_schedules
 from visrep.views import draw
 
 TOTAL = 100
@@ -45,12 +52,17 @@ class Case:
 
     @property
     def run(self) -> Run[Any]:
-        return presets(self.module)["tiny"]()
+        run = presets(self.module)["tiny"]()
+        return replace(run, method=with_runs(run.method))
 
     def fresh(self, seed: int = 0, cfg: Any = None) -> Method:
         """The method with fresh weights."""
         torch.manual_seed(seed)
         return method_class(self.module)(self.run.method if cfg is None else cfg)
+
+    def images(self, n: int) -> Canvases:
+        """What it learns from: images, or clips of the length that it wants."""
+        return images(n, frames=self.run.method.views.frames)
 
     def build(self, seed: int = 0, cfg: Any = None) -> Method:
         """The method with fresh weights, at the start of an epoch of 16 images."""
@@ -59,9 +71,39 @@ class Case:
         return method
 
 
-def images(n: int, size: int = 32) -> Canvases:
-    world = Playground(n=n, size=size)
-    pixels = torch.from_numpy(np.stack([world.read(i) for i in range(n)])).permute(0, 3, 1, 2).contiguous()
+@cache
+def _runs() -> Path:
+    """Where `tiny_run` keeps its runs while the tests last; processes that are started later find it too."""
+    if "VISREP_TINY_RUNS" not in os.environ:
+        os.environ["VISREP_TINY_RUNS"] = folder = tempfile.mkdtemp(prefix="visrep-tiny-runs-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(os.environ["VISREP_TINY_RUNS"])
+
+
+def tiny_run(name: str) -> str:
+    """The folder of a finished run of a method's ``tiny`` preset, trained by the engine when first asked for."""
+    folder = _runs() / name
+    if not (folder / "encoder.safetensors").is_file():
+        run = replace(Case(name).run, out=str(folder), accelerator="cpu")
+        start(run, method=name, preset="tiny")
+    return str(folder)
+
+
+def with_runs(cfg: Any) -> Any:
+    """The configuration with a tiny run in place of each run folder, ``runs/METHOD-PRESET``, that it names."""
+    values = {field.name: getattr(cfg, field.name) for field in fields(cfg)}
+    named = {name: value for name, value in values.items() if isinstance(value, str) and value[:5] == "runs/"}
+    return replace(cfg, **{name: tiny_run(value[5:].partition("-")[0]) for name, value in named.items()})
+
+
+def images(n: int, size: int = 32, frames: int = 0) -> Canvases:
+    """Images of the playground, or clips of ``frames`` frames."""
+    world = PlaygroundVideo(n=n, size=size, frames=frames) if frames else Playground(n=n, size=size)
+    pixels = (
+        torch.from_numpy(np.stack([np.stack(list(world.read(i))) for i in range(n)]))
+        .movedim(-1, -3)
+        .contiguous()
+    )
     labels = torch.from_numpy(np.asarray(world.labels))
     return Canvases(pixels, torch.full((n, 2), float(size)), torch.arange(n), labels)
 
@@ -73,14 +115,12 @@ def moment(step: int = TOTAL // 2, *, rank: int = 0, world: int = 1) -> At:
 
 def views(case: Case, n: int = 16, step: int = TOTAL // 2) -> Batch:
     """Views of ``n`` images, with labels only for methods that need them, as the engine hands them over."""
-    batch = draw(case.run.method.views, images(n), moment(step))
+    batch = draw(case.run.method.views, case.images(n), moment(step))
     return batch if method_class(case.module).needs_labels else batch.without_labels()
 
 
 def optimizers(run: Run[Any], method: Method) -> dict[str, torch.optim.Optimizer]:
-    names = {id(p): name for name, p in method.named_parameters()}
-    turns = method.turns().items()
-    return {turn: build_optimizer(((names[id(p)], p) for p in ps), run.optim) for turn, ps in turns}
+    return build_optimizers(method, run.optim)
 
 
 def take_step(
@@ -137,7 +177,8 @@ def check_losses(case: Case) -> None:
     method.eval()
     crops = batch.crops[0][0]
     for size in (crops.shape[-1], 2 * crops.shape[-1]):
-        tokens = method.encoder(nn.functional.interpolate(crops, size=(size, size)))
+        resized = nn.functional.interpolate(crops.flatten(0, -4), size=(size, size))
+        tokens = method.encoder(resized.unflatten(0, crops.shape[:-3]))
         assert isinstance(tokens, Tokens)
         assert tokens.pool().shape == (len(batch), method.encoder.width)
     for name, picture in method.pictures(batch, moment()).items():
@@ -237,7 +278,7 @@ def check_config_is_read(case: Case) -> None:
         object.__setattr__(recorded, field.name, getattr(cfg, field.name))
     method = case.build(cfg=recorded)
     at = moment()
-    batch = draw(recorded.views, images(16), at)
+    batch = draw(recorded.views, case.images(16), at)
     batch = batch if method.needs_labels else batch.without_labels()
     method.after_step(at, method.loss(batch, at).carry)
     unread = {field.name for field in fields(cfg)} - read
@@ -247,7 +288,7 @@ def check_config_is_read(case: Case) -> None:
 def check_labels_cannot_leak(case: Case) -> None:
     """Labels change nothing, unless the method says that it needs them; then their absence is an error."""
     method, at = case.build(), moment()
-    batch = draw(case.run.method.views, images(16), at)
+    batch = draw(case.run.method.views, case.images(16), at)
     assert batch.labels is not None
 
     def terms(labels: Tensor | None) -> list[float]:
@@ -338,7 +379,7 @@ def check_learns(case: Case) -> None:
     A teacher's targets get harder while a student learns, so losses of two moments cannot be compared: the
     trained parameters are compared with those of the start, both against the targets at the end.
     """
-    run, method, canvases = case.run, case.fresh(), images(256)
+    run, method, canvases = case.run, case.fresh(), case.images(256)
 
     def batch(at: At, n: int = 16) -> Batch:
         return of(torch.randint(len(canvases), (n,), generator=at.rng), at)
@@ -389,7 +430,7 @@ def check_presets(case: Case) -> None:
         run = preset()
         assert from_json(to_json(run)) == run, f"preset {name} changes on its way through JSON"
         if run.method.views.size <= 64:
-            optimizers(run, case.fresh(cfg=run.method))
+            optimizers(run, case.fresh(cfg=with_runs(run.method)))
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -469,6 +510,8 @@ def _rank(rank: int, names: tuple[str, ...], folder: str) -> None:
 
 def on_two_ranks(names: tuple[str, ...], folder: Path) -> list[dict[str, Outcome]]:
     """`two_steps` of every method on two gloo processes; what each rank ends with."""
+    for name in names:
+        Case(name).run  # noqa: B018 - runs that it starts from are made here once, not by each rank
     mp.spawn(_rank, args=(names, str(folder)), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     return [{name: Outcome(**outcome) for name, outcome in rank.items()} for rank in ranks]

@@ -84,11 +84,14 @@ def resume(run: str | Path) -> Path:
     return resume(run)
 
 
-def load_encoder(path: str | Path) -> Encoder:
-    """The encoder of a run folder, in evaluation mode: ``encoder(images)`` gives `Tokens`."""
+def load_encoder(name: str | Path) -> Encoder:
+    """An encoder in evaluation mode: ``encoder(images)`` gives `Tokens`, ``encoder.preprocessing`` what it expects.
+
+    ``name`` is a run folder, an official checkpoint file, ``timm:NAME``, ``hf:NAME_OR_FOLDER`` or ``open_clip:NAME@TAG``.
+    """
     from visrep.encoders import load_encoder
 
-    return load_encoder(path)
+    return load_encoder(name)
 
 
 def evaluate(
@@ -107,12 +110,15 @@ def evaluate(
 ) -> Evaluation:
     """Judge the encoder of a run on labelled images; writes evaluation.json into the run folder.
 
+    ``run`` may be any encoder that `load_encoder` knows; nothing is written then.
+
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
     ``limit`` and ``test_limit`` keep the first images of every class, in proportion.
     """
     from visrep.config import save_json
     from visrep.data import open_source, open_splits
     from visrep.data.split import numbered_alike
+    from visrep.encoders.pretrained.resolve import is_public
     from visrep.evaluation.evaluate import evaluate
     from visrep.machine import default_device
 
@@ -133,7 +139,8 @@ def evaluate(
         seed=seed,
         progress=progress,
     )
-    save_json(Path(run) / "evaluation.json", result.to_json())
+    if not is_public(run):
+        save_json(Path(run) / "evaluation.json", result.to_json())
     return result
 
 

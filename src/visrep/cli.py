@@ -78,7 +78,7 @@ def finish(folder: Path) -> None:
 
 
 def evaluate(
-    run: tyro.conf.Positional[Path],
+    run: tyro.conf.Positional[str],
     data: str,
     test: str = "",
     protocols: tuple[str, ...] = ("knn", "linear"),
@@ -92,11 +92,12 @@ def evaluate(
     """Judge the encoder of a run on labelled images; a table here, evaluation.json in the run folder.
 
     Args:
-        run: run folder
+        run: run folder, or a public encoder: checkpoint file, timm:NAME, hf:NAME, open_clip:NAME@TAG
         data: labelled images: folder with a sub-folder a class (train/ and test/ or val/ above them are respected),
             .parquet, .npz, or playground
         test: held-out labelled images; default: the test or val part of data, else a fifth of it
-        protocols: knn, linear, attentive
+        protocols: knn, knn-loo, linear, attentive, fewlabels, finetune, finetune-mae, finetune-mae-large; the last
+            three also with few labels: finetune:10% or finetune:5 (of each class); see docs/protocols.md
         layers: layers to judge besides the last one, 1 = first
         poolings: auto, cls, mean, cls+mean
         baselines: also judge raw pixels and the untrained encoder
@@ -151,7 +152,8 @@ def compare(
         preset: of methods named without one
         out: a method is trained in OUT/METHOD
         labelled: labelled images to judge on instead of data
-        protocols: knn, linear, attentive
+        protocols: knn, knn-loo, linear, attentive, fewlabels, finetune, finetune-mae, finetune-mae-large; the last
+            three also with few labels: finetune:10% or finetune:5 (of each class); see docs/protocols.md
         encoder: one for all methods, by name
         settings: changed for all methods, such as batch=128 optim.clip=3
         limit: train encoders and probes on only so many images; default: what presets say, and all for probes
@@ -192,11 +194,11 @@ def setting(text: str) -> tuple[str, Any]:
     return path, tuple(parsed) if isinstance(parsed, list) else parsed
 
 
-def embed(run: tyro.conf.Positional[Path], data: str, out: Path, pooling: str = "auto") -> None:
+def embed(run: tyro.conf.Positional[str], data: str, out: Path, pooling: str = "auto") -> None:
     """Write one vector an image, with its path.
 
     Args:
-        run: run folder
+        run: run folder, or a public encoder: checkpoint file, timm:NAME, hf:NAME, open_clip:NAME@TAG
         data: images
         out: .parquet, .npz or .csv file
         pooling: auto, cls, mean, cls+mean

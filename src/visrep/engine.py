@@ -27,7 +27,13 @@ from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.methods import load_method, method_class
 from visrep.monitor import Monitor
 from visrep.nn.batchnorm import convert_batchnorm
-from visrep.optim import build_optimizer, clip_gradients, drop_frozen_gradients, set_schedules
+from visrep.optim import (
+    average_gradients,
+    build_optimizers,
+    clip_gradients,
+    drop_frozen_gradients,
+    set_schedules,
+)
 from visrep.progress import TrainingProgress
 from visrep.rundir import RunFolder, describe
 from visrep.views import draw
@@ -186,14 +192,18 @@ def take_step(
     taken: list[Losses] = []
     values: dict[str, float] = {}
     grad_norm = torch.zeros(())
+    # A distributed wrapper waits for the gradients of all parameters, and one of several turns has not all of them.
+    alone = len(state.optimizers) == 1
     for turn, optimizer in state.optimizers.items():
         values = set_schedules(optimizer, run.optim, at, run.batch)
         for i, part in enumerate(parts):
-            waits = i < len(parts) - 1
+            waits = i < len(parts) - 1 or not alone
             with fabric.no_backward_sync(model, enabled=waits):  # pyright: ignore[reportArgumentType]
                 losses = model(_Call(part, replace(at, turn=turn)))
                 fabric.backward(torch.stack(list(losses.terms.values())).sum() / len(parts))
             taken.append(losses)
+        if not alone:
+            average_gradients(optimizer)
         drop_frozen_gradients(optimizer)
         grad_norm = clip_gradients(optimizer, run.optim)
         optimizer.step()
@@ -280,11 +290,7 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
         for part in module.modules():
             if isinstance(part, Encoder):
                 part.compile()
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    turns = {
-        turn: build_optimizer(((names[id(p)], p) for p in parameters), run.optim)
-        for turn, parameters in module.turns().items()
-    }
+    turns = build_optimizers(module, run.optim)
     model, *optimizers = fabric.setup(_Objective(module), *turns.values())
     state = _State(module, dict(zip(turns, optimizers, strict=True)))
     start = state.load(folder) if resume else 0

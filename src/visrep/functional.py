@@ -34,6 +34,46 @@ def unpatchify(
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch, columns * patch)
 
 
+def repainted(
+    images: Float[Tensor, "b c h w"],
+    prediction: Float[Tensor, "b n q"],
+    hidden: Bool[Tensor, "b n"],
+    patch: int,
+) -> Float[Tensor, "b 3 c h w"]:
+    """Columns of a picture: the image, its visible patches, these with predictions in place of the hidden ones."""
+    patches, covered = patchify(images, patch), hidden.unsqueeze(-1)
+    columns = [patches, patches.masked_fill(covered, 0.0), torch.where(covered, prediction, patches)]
+    grid = (images.shape[-2] // patch, images.shape[-1] // patch)
+    return torch.stack([unpatchify(column, patch, grid) for column in columns], dim=1)
+
+
+def displayed(
+    images: Float[Tensor, "*any c h w"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "*any c h w"]:
+    """Normalised images as numbers in [0, 1]."""
+    centre, scale = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (images * scale + centre).clamp(0, 1)
+
+
+def without_gaps(
+    images: Float[Tensor, "b c h w"], u: Float[Tensor, "b rows columns 2"], patch: int
+) -> Float[Tensor, "b c _ _"]:
+    """Of each cell of a grid one patch, put side by side. Where a patch begins in its cell, u in [0, 1) says.
+
+    As in LatentMIM's official code, it never begins at the last place that it could. Wei et al. 2024, arXiv:2407.15837.
+    """
+    c, h, w = images.shape[1:]
+    rows, columns = u.shape[1:3]
+    free = u.new_tensor([h // rows - patch, w // columns - patch])
+    down, across = (u * free).long().unsqueeze(-1).unbind(3)  # b rows columns 1
+    inside = torch.arange(patch, device=u.device)
+    y = h // rows * torch.arange(rows, device=u.device).view(-1, 1, 1) + down + inside  # b rows columns p
+    x = w // columns * torch.arange(columns, device=u.device).view(-1, 1) + across + inside
+    pixels = (y.unsqueeze(-1) * w + x.unsqueeze(-2)).transpose(2, 3)  # b rows p columns p
+    taken = images.flatten(2).gather(2, pixels.flatten(1).unsqueeze(1).expand(-1, c, -1))
+    return taken.unflatten(2, (rows * patch, columns * patch))
+
+
 def patch_statistics(
     patches: Float[Tensor, "b n q"],
 ) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:

@@ -14,9 +14,9 @@ from visrep.distributed import mean_over_ranks
 from visrep.method import At, Losses
 from visrep.monitor import NotFinite
 from visrep.rundir import RunFolder
-from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
+from visrep.schedules import Constant, Cosine, Ramp, Stages, Step, Warmup
 
-KINDS_OF_SCHEDULE = (Constant, Cosine, Ramp, Step, Warmup)
+KINDS_OF_SCHEDULE = (Constant, Cosine, Ramp, Stages, Step, Warmup)
 
 
 class TrainingLog:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -33,6 +34,33 @@ def random_split(
         )
     order = noise.argsort(dim=1)
     return order[:, :n_keep], order[:, n_keep:]
+
+
+def tube_split(
+    noise: Float[Tensor, "b p"], mask_ratio: float, times: int
+) -> tuple[Int[Tensor, "b m"], Int[Tensor, "b q"]]:
+    """`random_split` of the places of a clip, which are seen, or hidden, at all ``times``.
+
+    ``int(p * mask_ratio)`` places are hidden, as in the official code of VideoMAE (arXiv:2203.12602).
+    Raises ValueError when that leaves nothing to see or nothing to predict.
+    """
+    p = noise.shape[1]
+    n_hidden = int(p * mask_ratio)
+    if not 0 < n_hidden < p:
+        hides = "none" if n_hidden < 1 else "all"
+        raise ValueError(
+            f"mask_ratio={mask_ratio} hides {hides} of {p} places. Choose method.mask_ratio between {1 / p:.3g} and "
+            f"{1 - 1 / p:.3g}, or use a smaller patch."
+        )
+    order = noise.argsort(dim=1)
+    seen, hidden = order[:, : p - n_hidden], order[:, p - n_hidden :]
+    return through_time(seen, p, times), through_time(hidden, p, times)
+
+
+def through_time(places: Int[Tensor, "b m"], p: int, times: int) -> Int[Tensor, "b k"]:
+    """The patches of a clip at some of its p places, at all times, the first time first."""
+    first = p * torch.arange(times, device=places.device).unsqueeze(1)
+    return (first + places.unsqueeze(1)).flatten(1)
 
 
 def block_mask(
@@ -93,6 +121,23 @@ def exact_mask(
     return order.argsort(1).argsort(1) < count.floor().unsqueeze(1)
 
 
+def unit_mask(noise: Float[Tensor, "b rows columns"], mask_ratio: float, scale: int) -> Bool[Tensor, "b n"]:
+    """Hide square units of ``scale`` x ``scale`` patches, ``ceil(units * mask_ratio)`` of each image: the least noise.
+
+    One number a unit. As in the official SimMIM code (arXiv:2111.09886).
+    Raises ValueError when that leaves nothing to see or nothing to predict.
+    """
+    units = noise[0].numel()
+    count = math.ceil(units * mask_ratio)
+    if not 0 < count < units:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} hides {count} of {units} units. Choose method.mask_ratio above 0 and at most "
+            f"{(units - 1) / units:.3g}, or a smaller method.mask_unit."
+        )
+    hidden = exact_mask(noise.flatten(1), noise.new_full((len(noise),), count)).view_as(noise)
+    return hidden.repeat_interleave(scale, 1).repeat_interleave(scale, 2).flatten(1)
+
+
 def spread_ratios(
     noise: Float[Tensor, "m 2"], probability: float, ratio: tuple[float, float]
 ) -> Float[Tensor, " m"]:
@@ -120,3 +165,51 @@ def check_ratios(probability: float, ratio: tuple[float, float]) -> None:
     low, high = ratio
     if not 0 < low <= high < 1:
         raise ValueError(f"mask_ratio=({low}, {high}) is not a range. Use 0 < low <= high < 1.")
+
+
+def block_size(
+    u_scale: float,
+    u_aspect: float,
+    grid: tuple[int, int],
+    *,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+) -> tuple[int, int]:
+    """Height and width in patches of I-JEPA's blocks (arXiv:2301.08243), at most those of the grid.
+
+    Two numbers in [0, 1) place the block's share of the grid's area in ``scale`` and its height / width in ``aspect``.
+    """
+    rows, columns = grid
+    area = int(rows * columns * (scale[0] + u_scale * (scale[1] - scale[0])))
+    ratio = aspect[0] + u_aspect * (aspect[1] - aspect[0])
+    return min(round(math.sqrt(area * ratio)), rows), min(round(math.sqrt(area / ratio)), columns)
+
+
+def place_blocks(
+    noise: Float[Tensor, "b k 2"], size: tuple[int, int], grid: tuple[int, int]
+) -> Int[Tensor, "b k m"]:
+    """Indices of the patches of k blocks an image, all of one ``size``, each place in the grid as likely."""
+    places = noise.new_tensor([n - length + 1 for n, length in zip(grid, size, strict=True)])
+    top, left = (noise * places).long().unsqueeze(-1).unbind(2)  # b k 1
+    row, column = (
+        start + torch.arange(n, device=noise.device) for start, n in zip((top, left), size, strict=True)
+    )
+    return (row.unsqueeze(-1) * grid[1] + column.unsqueeze(-2)).flatten(2)
+
+
+def outside(block: Int[Tensor, "b m"], targets: Int[Tensor, "b k q"], n: int) -> Bool[Tensor, "b n"]:
+    """Which of n patches lie in the block of each image and in none of its targets."""
+    mask = torch.zeros(len(block), n, dtype=torch.bool, device=block.device)
+    return mask.scatter(1, block, True).scatter(1, targets.flatten(1), False)
+
+
+def squares(noise: Float[Tensor, "b k"], grid: tuple[int, int], side: int) -> Bool[Tensor, "b n"]:
+    """Which patches lie in one of k squares an image, around patches drawn at random, cut off at the border.
+
+    As in the official code of data2vec 2.0 (arXiv:2212.07525), which shows about these and hides the rest.
+    """
+    rows, columns = grid
+    centre = noise.new_zeros(len(noise), rows * columns).scatter(1, (noise * rows * columns).long(), 1.0)
+    reach = (side - 1 - side // 2, side // 2)  # of the squares' centres around a patch
+    centre = F.pad(centre.view(-1, 1, rows, columns), reach * 2)
+    return F.max_pool2d(centre, side, stride=1).flatten(1) > 0

@@ -51,6 +51,10 @@ class At:
         drawn = torch.rand(self.world * b, *shape, generator=self.rng, device=self.rng.device)
         return drawn[self.rank * b : (self.rank + 1) * b]
 
+    def rand_shared(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) that all images share, the same on every rank."""
+        return torch.rand(*shape, generator=self.rng, device=self.rng.device)
+
     def randn(self, b: int, *shape: int) -> Tensor:
         """Standard normal numbers, "b ...", one row an image of this rank's part of the batch."""
         drawn = torch.randn(self.world * b, *shape, generator=self.rng, device=self.rng.device)
@@ -59,10 +63,10 @@ class At:
 
 @dataclass(frozen=True)
 class Canvases:
-    """Decoded images as a reader hands them to the views: each squashed to one square size, true size kept."""
+    """Decoded images or clips as a reader hands them to the views: each squashed to a square, true size kept."""
 
     pixels: Tensor
-    """uint8 "b c s s" """
+    """uint8 "b c s s", of clips "b t c s s" """
     sizes: Tensor
     """float32 "b 2": true height and width in pixels, before squashing"""
     index: Tensor
@@ -83,7 +87,7 @@ class Batch:
     """Views of a batch of images, grouped by size, global (large) crops first."""
 
     crops: tuple[Tensor, ...]
-    """one tensor a size: "v b c h w", normalised"""
+    """one tensor a size: "v b c h w", normalised; of clips "v b t c h w" """
     boxes: tuple[Tensor, ...]
     """one tensor a size: "v b 4" = top, left, height, width of each crop as fractions of the image"""
     flipped: tuple[Tensor, ...]
@@ -123,7 +127,7 @@ class Tokens:
     registers: Tensor | None = None
     """ "b r d" """
     layers: tuple[Tokens, ...] = ()
-    """the intermediate layers asked for, in the order asked for, each passed through the final norm"""
+    """the intermediate layers asked for, in the order asked for, each passed through the final norm by default"""
     attention: Tensor | None = None
     """ "l b h n n": attention of each block over all tokens (cls, registers, patches), when asked for"""
 
@@ -145,7 +149,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder expects: the central square of an image, resized, normalised."""
+    """What an encoder expects: the central square of an image or of a clip's middle frames, resized, normalised."""
 
     size: int = 224
     """side of the input in pixels"""
@@ -153,6 +157,8 @@ class Preprocessing:
     """side of the central square as a share of the image's shorter side"""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    frames: int = 0
+    """of a clip; 0 for an encoder of images"""
 
 
 class Encoder(nn.Module, ABC):
@@ -179,7 +185,7 @@ class Encoder(nn.Module, ABC):
         layers: tuple[int, ...] = (),
         attention: bool = False,
     ) -> Tokens:
-        """Encode "b c h w".
+        """Encode "b c h w", or clips "b t c h w" where the encoder's `Preprocessing` has frames.
 
         ``keep`` (int64 "b m") encodes only those patches; ``mask`` (bool "b n") replaces patches by the mask
         token; ``layers`` (1-based) also returns those layers; ``attention`` also returns attention maps.

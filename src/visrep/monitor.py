@@ -83,16 +83,19 @@ class Monitor:
         alone = replace(at, rank=0, world=1)
         batch = draw(self.run.method.views, canvases, alone)
         side = batch.crops[0].shape[-1]
-        whole = torch.nn.functional.interpolate(canvases.pixels.float() / 255, (side, side), mode="area")
-        columns = [whole[:, None]]
+        b, whole = len(canvases), canvases.pixels.float() / 255
+        shown = torch.nn.functional.interpolate(whole.flatten(0, -4), (side, side), mode="area")
+        columns = [shown.unflatten(0, (b, -1))]  # one column an image or frame
         preprocessing = self.run.method.views.preprocessing
         mean = torch.tensor(preprocessing.mean, device=self.fabric.device)[:, None, None]
         std = torch.tensor(preprocessing.std, device=self.fabric.device)[:, None, None]
         for crops in batch.crops:
-            shown = torch.nn.functional.interpolate((crops * std + mean).flatten(0, 1), (side, side))
-            columns.append(shown.unflatten(0, crops.shape[:2]).transpose(0, 1))
+            rows = (crops * std + mean).transpose(0, 1)  # b v ... c h w
+            shown = torch.nn.functional.interpolate(rows.flatten(0, -4), (side, side))
+            columns.append(shown.unflatten(0, (b, -1)))
         pictures = {"views": torch.cat(columns, dim=1)}
-        with torch.no_grad():
+        # One rank draws: a BatchNorm that is still training would wait for the others.
+        with torch.no_grad(), evaluation_mode(method):
             pictures |= method.pictures(batch.without_labels(), alone)
         arrays = {name: _to_uint8(picture) for name, picture in pictures.items()}
         np.savez_compressed(self.folder.path / "pictures.npz", allow_pickle=False, **arrays)

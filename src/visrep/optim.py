@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from visrep.config import Optim
-from visrep.method import At
+from visrep.distributed import mean_over_ranks
+from visrep.method import At, Method
 
 
 class LARS(torch.optim.Optimizer):
@@ -49,16 +50,25 @@ class LARS(torch.optim.Optimizer):
                 w.add_(state["momentum"], alpha=-group["lr"])
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], cfg: Optim) -> list[dict]:
-    """Split trainable parameters by (weight decay or not, which multiplier): see `Optim`."""
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], cfg: Optim, others: Iterable[str] = ()
+) -> list[dict]:
+    """Split trainable parameters by (weight decay or not, which multiplier): see `Optim`.
+
+    ``others``: names of parameters in other optimisers, for which a multiplier may be meant.
+    """
+
+    def multiplier_of(name: str) -> int:
+        matches = (i for i, (pattern, _) in enumerate(cfg.multipliers) if fnmatchcase(name, pattern))
+        return next(matches, -1)
+
     groups: dict[tuple[bool, int], dict] = {}
-    used: set[int] = set()
+    used = {multiplier_of(name) for name in others}
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
         decay = parameter.ndim > 1 and not any(fnmatchcase(name, pattern) for pattern in cfg.no_decay)
-        matches = [i for i, (pattern, _) in enumerate(cfg.multipliers) if fnmatchcase(name, pattern)]
-        multiplier = matches[0] if matches else -1
+        multiplier = multiplier_of(name)
         used.add(multiplier)
         group = groups.setdefault(
             (decay, multiplier), {"params": [], "names": [], "decay": decay, "multiplier": multiplier}
@@ -74,10 +84,20 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], cfg: Optim) -> l
     return list(groups.values())
 
 
-def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: Optim) -> torch.optim.Optimizer:
+def build_optimizers(method: Method, cfg: Optim) -> dict[str, torch.optim.Optimizer]:
+    """An optimiser for each of the method's turns; see `build_optimizer`."""
+    names = {id(p): name for name, p in method.named_parameters()}
+    turns = {turn: [(names[id(p)], p) for p in parameters] for turn, parameters in method.turns().items()}
+    every = [name for named in turns.values() for name, p in named if p.requires_grad]
+    return {turn: build_optimizer(named, cfg, others=every) for turn, named in turns.items()}
+
+
+def build_optimizer(
+    named: Iterable[tuple[str, nn.Parameter]], cfg: Optim, others: Iterable[str] = ()
+) -> torch.optim.Optimizer:
     """The optimiser named in ``cfg``; its learning rate is set by `set_schedules` before every step.
 
-    Raises ValueError for settings that the chosen optimiser would ignore.
+    ``others``: see `parameter_groups`. Raises ValueError for settings that the chosen optimiser would ignore.
     """
     defaults = Optim()
     ignored = {"adamw": ("momentum", "trust"), "sgd": ("betas", "trust"), "lars": ("betas",)}[cfg.name]
@@ -88,7 +108,7 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], cfg: Optim) -> to
             raise ValueError(
                 f"optim.{field}={value} has no effect with optim.name={cfg.name!r}. Leave it at {default}."
             )
-    groups = parameter_groups(named, cfg)
+    groups = parameter_groups(named, cfg, others)
     if cfg.name == "lars":
         return LARS(groups, lr=0.0, momentum=cfg.momentum, trust=cfg.trust)
     if cfg.name == "sgd":
@@ -119,6 +139,14 @@ def drop_frozen_gradients(optimizer: torch.optim.Optimizer) -> None:
         if group["frozen"]:
             for parameter in group["params"]:
                 parameter.grad = None
+
+
+@torch.no_grad()
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Replace the gradients of its parameters by their mean over ranks."""
+    for group in optimizer.param_groups:
+        for parameter in (p for p in group["params"] if p.grad is not None):
+            parameter.grad.copy_(mean_over_ranks(parameter.grad))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from visrep.method import At
@@ -83,4 +84,31 @@ class Warmup:
         return self.start + (peak - self.start) * at.step / max(1, warm - 1)
 
 
-Schedule = Constant | Cosine | Ramp | Step | Warmup
+@dataclass(frozen=True)
+class Stages:
+    """``then`` from its start to its end in each of ``n`` stages, see `stage`."""
+
+    n: int
+    then: Constant | Cosine | Ramp | Step | Warmup
+
+    def __call__(self, at: At) -> float:
+        return self.then(stage(at, self.n))
+
+
+def stage(at: At, n: int) -> At:
+    """This moment as one of a run that is only its stage, when a run is cut into ``n`` stages of whole epochs.
+
+    Raises ValueError when there are not enough epochs.
+    """
+    epochs = at.total / at.steps_per_epoch
+    if not 1 <= n <= max(1, epochs):
+        raise ValueError(
+            f"{n} stages need {n} epochs or more and the run has {epochs:.3g}. Use 1 or more, or train longer."
+        )
+    starts = [round(i * epochs / n) * at.steps_per_epoch for i in range(n)]
+    i = bisect_right(starts, at.step) - 1
+    end = starts[i + 1] if i + 1 < n else at.total
+    return replace(at, step=at.step - starts[i], total=end - starts[i])
+
+
+Schedule = Constant | Cosine | Ramp | Step | Warmup | Stages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -111,9 +111,13 @@ class Gallery:
 
     @torch.inference_mode()
     def tokens(self, indices: np.ndarray, *, attention: bool) -> Tokens:
-        """Encode these images again, for what is kept for few images only."""
+        """Encode these images again, for what is kept for few images only; of clips the patches of the middle."""
         images = center(self.canvases.get(self.canvases.usable[indices]), self.encoder.preprocessing)
-        return self.encoder(images, attention=attention)
+        tokens = self.encoder(images, attention=attention)
+        if len(tokens.grid) == 2:
+            return tokens
+        t, *grid = tokens.grid
+        return replace(tokens, patches=tokens.patches.unflatten(1, (t, -1))[:, t // 2], grid=tuple(grid))
 
     def seen(self, indices: np.ndarray) -> UInt8[np.ndarray, "m h w 3"]:
         """These images as the encoder gets them: cropped and resized, but with their colours."""
@@ -172,4 +176,6 @@ def _pictures(
 ) -> UInt8[np.ndarray, "n h w 3"]:
     plain = Preprocessing(size=size, ratio=ratio, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     images = center(canvases.get(indices), plain).clamp(0, 1)
+    if images.ndim == 5:  # the middle frame stands for a clip
+        images = images[:, images.shape[1] // 2]
     return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()

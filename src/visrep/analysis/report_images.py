@@ -140,7 +140,7 @@ def _sheet(pictures: UInt8[np.ndarray, "rows columns h w 3"]) -> str:
 def attention_section(gallery: Gallery) -> str:
     """Where the last block looks, for a few images: the mean over heads, then single heads."""
     if not isinstance(gallery.encoder.config, ViT):
-        raise Inapplicable("a convolutional encoder has no attention maps")
+        raise Inapplicable("attention maps are drawn of vision transformers for images only")
     chosen = gallery.examples(EXAMPLES)
     tokens = gallery.tokens(chosen, attention=True)
     assert tokens.attention is not None, "a ViT asked for attention returns it"

@@ -10,8 +10,18 @@ from visrep.analysis.figures import Mark, intervals
 from visrep.analysis.gallery import Missing
 from visrep.analysis.page import figure, note, table
 from visrep.analysis.record import RunRecord
+from visrep.evaluation.results import from_headline, variant
 
-PROTOCOLS = {"knn": "kNN", "linear": "linear probe", "attentive": "attentive probe"}
+PROTOCOLS = {
+    "knn": "kNN",
+    "knn-loo": "kNN, leave one out",
+    "linear": "linear probe",
+    "attentive": "attentive probe",
+    "fewlabels": "few labels",
+    "finetune": "fine-tuned",
+    "finetune-mae": "fine-tuned as MAE",
+    "finetune-mae-large": "fine-tuned as MAE, large",
+}
 WHO = {"trained": "trained", "untrained": "same network, untrained", "pixels": "raw pixels"}
 
 Result = Mapping[str, Any]
@@ -52,9 +62,9 @@ def probes(record: RunRecord) -> str:
 
 
 def headlines(results: Sequence[Result]) -> list[dict[str, Result]]:
-    """For each protocol, one result an encoder: last layer, first pooling and, for kNN, k closest to 20."""
+    """For each protocol, one result an encoder: last layer, first pooling, usual number of neighbours or labels."""
     chosen: dict[str, dict[str, Result]] = {}
-    order = sorted(results, key=lambda r: (-r["layer"], abs(r["settings"].get("k", 20) - 20)))
+    order = sorted(results, key=lambda r: (-r["layer"], from_headline(r["settings"])))
     for result in order:
         chosen.setdefault(result["protocol"], {}).setdefault(result["encoder"], result)
     names = dict.fromkeys(result["protocol"] for result in results)
@@ -79,14 +89,15 @@ def clearly_better(trained: Result, baselines: Sequence[Result]) -> bool:
 
 def protocol(result: Result) -> str:
     """What the table calls a result's protocol."""
-    short = str(result["protocol"])
-    name = PROTOCOLS.get(short, short)
-    return f"{name} (k={result['settings']['k']})" if "k" in result["settings"] else name
+    short, colon, labelled = str(result["protocol"]).partition(":")
+    name = PROTOCOLS.get(short, short) + (f", {labelled} labelled" if colon else "")
+    found = variant(result["settings"])
+    return f"{name} ({found[0]}={found[1]})" if found else name
 
 
 def _same(one: Result, other: Result, keys: Sequence[str]) -> bool:
-    same_k = one["settings"].get("k") == other["settings"].get("k")
-    return same_k and all(one[key] == other[key] for key in ("protocol", "metric", *keys))
+    alike = variant(one["settings"]) == variant(other["settings"])
+    return alike and all(one[key] == other[key] for key in ("protocol", "metric", *keys))
 
 
 def _with_interval(results: Sequence[Result]) -> str:

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from visrep.data.arrays import Arrays
+from visrep.data.decode import canvas_shape
 from visrep.data.folder import Folder
 from visrep.data.parquet import Parquet
 from visrep.data.source import Source, Subset
+from visrep.data.video import Clips
 from visrep.data.workers import decode_in_order
 
 FORMAT = 1
@@ -32,16 +34,16 @@ SAMPLED = 64
 
 @dataclass(frozen=True)
 class Kept:
-    """Every image of a source, decoded."""
+    """Every image or clip of a source, decoded."""
 
-    pixels: UInt8[np.ndarray, "n 3 s s"]
+    pixels: UInt8[np.ndarray, "n *t 3 s s"]
     sizes: Int64[np.ndarray, "n 2"]
     unreadable: dict[int, str]
 
 
 def keep_in_memory(source: Source, size: int, *, workers: int, progress: bool) -> Kept:
     """Decode a source into memory."""
-    pixels = np.empty((len(source), 3, size, size), dtype=np.uint8)
+    pixels = np.empty((len(source), *canvas_shape(source.frames, size)), dtype=np.uint8)
     return _fill(pixels, source, size, workers, progress)
 
 
@@ -55,7 +57,7 @@ def keep_on_disk(source: Source, size: int, folder: Path, *, workers: int, progr
     mark = fingerprint(source, size)
     stem = folder / f"canvases-{size}-{mark[:16]}"
     array, notes = stem.with_suffix(".npy"), stem.with_suffix(".json")
-    shape = (len(source), 3, size, size)
+    shape = (len(source), *canvas_shape(source.frames, size))
     kept = _find(array, notes, mark, shape)
     if kept is not None:
         return kept
@@ -105,14 +107,15 @@ def fingerprint(source: Source, size: int) -> str:
         origin, indices = origin.source, origin.indices[indices]
     for index in indices:
         digest.update(f"\n{origin.key(int(index))}".encode())
-    if isinstance(origin, Folder | Parquet):
+    if isinstance(origin, Folder | Parquet | Clips):
         for index in indices:
             digest.update(f"\n{origin.stamp(int(index))}".encode())
         return digest.hexdigest()
     spread = np.unique(np.linspace(0, len(indices) - 1, SAMPLED).astype(np.int64))
     for index in indices if isinstance(origin, Arrays) else indices[spread]:
         raw = origin.read(int(index))
-        digest.update(raw if isinstance(raw, bytes) else np.ascontiguousarray(raw).data)
+        for image in raw if isinstance(raw, list) else [raw]:
+            digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 

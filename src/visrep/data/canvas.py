@@ -1,4 +1,4 @@
-"""Images as uint8 canvases: decoded once and kept, or decoded whenever they are asked for."""
+"""Images and clips as uint8 canvases: decoded once and kept, or decoded whenever they are asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 
 from visrep.data.cache import CHUNK, Kept, default_folder, keep_in_memory, keep_on_disk
-from visrep.data.decode import UnreadableImage, true_size
+from visrep.data.decode import UnreadableImage, canvas_shape, true_size
 from visrep.data.source import Source
 from visrep.data.workers import Decoded, decode_in_order, decode_rows, default_workers, nothing_readable
 from visrep.method import Canvases
@@ -26,7 +26,7 @@ LOOKED_AT = 64
 
 
 class CanvasSet:
-    """The images of a source as square canvases of one size: each squashed whole, its true size kept.
+    """The images or clips of a source as square canvases of one size: each squashed whole, its true size kept.
 
     ``cache`` says where decoded canvases stay: in memory, on disk (memory-mapped, below ``folder``, found
     again by later runs as long as images and size are the same), nowhere (``off``), or ``auto``: in memory
@@ -52,7 +52,8 @@ class CanvasSet:
         if not n:
             raise ValueError(f"{source.name} holds no images.")
         if cache == "auto":
-            cache = "memory" if n * 3 * size * size <= AUTO_BYTES else "off"
+            bytes_kept = n * math.prod(canvas_shape(source.frames, size))
+            cache = "memory" if bytes_kept <= AUTO_BYTES else "off"
         self.source = source
         self.size = size
         self._kept: Kept | None = None
@@ -118,10 +119,11 @@ class CanvasSet:
 def canvas_size(source: Source, view_size: int) -> int:
     """A canvas side for views of ``view_size``: the usual longer side of the images, one to two views long.
 
-    Looks at the headers of up to 64 images; a multiple of 8, never below ``view_size``.
+    Looks at the headers of up to 64 images or frames; a multiple of 8, never below ``view_size``.
     """
     longer = []
-    for index in np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(np.int64)):
+    looked_at = LOOKED_AT // max(1, source.frames)  # all frames of a clip are read to see one
+    for index in np.unique(np.linspace(0, len(source) - 1, max(1, looked_at)).astype(np.int64)):
         try:
             longer.append(max(true_size(source.read(int(index)))))
         except (UnreadableImage, OSError):  # reported when it is decoded

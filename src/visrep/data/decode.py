@@ -21,13 +21,15 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _WHITE = (255, 255, 255, 255)
+Raw = bytes | np.ndarray
+"""an encoded file, or uint8 "h w" or "h w c" with 1, 3 or 4 channels"""
 
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded; the message says why in a few words."""
 
 
-def decode(raw: bytes | np.ndarray, size: int) -> tuple[UInt8[np.ndarray, "3 s s"], tuple[int, int]]:
+def decode(raw: Raw | list[Raw], size: int) -> tuple[UInt8[np.ndarray, "*t 3 s s"], tuple[int, int]]:
     """Decode one image to RGB, squash it to ``size`` x ``size`` (antialiased), tell its true (height, width).
 
     ``raw`` is an encoded file, or uint8 "h w" or "h w c" with 1, 3 or 4 channels. The size is the one a
@@ -36,9 +38,14 @@ def decode(raw: bytes | np.ndarray, size: int) -> tuple[UInt8[np.ndarray, "3 s s
     CMYK is converted without colour profiles. JPEGs much larger than the canvas are decoded at a half, a
     quarter or an eighth of their size, never below twice the canvas.
 
+    A clip is a list of images; it has the true size of the first.
+
     Raises UnreadableImage for data that is corrupt, truncated, empty or beyond Pillow's limit of pixels,
     and for other arrays.
     """
+    if isinstance(raw, list):
+        frames = [decode(frame, size) for frame in raw]
+        return np.stack([pixels for pixels, _ in frames]), frames[0][1]
     if isinstance(raw, np.ndarray):
         image = _from_array(raw)
         return _planes(_squash(image, size)), (image.height, image.width)
@@ -54,8 +61,18 @@ def decode(raw: bytes | np.ndarray, size: int) -> tuple[UInt8[np.ndarray, "3 s s
             raise UnreadableImage(_reason(raw, error)) from error
 
 
-def true_size(raw: bytes | np.ndarray) -> tuple[int, int]:
-    """Height and width from the header alone, before EXIF rotation. Raises UnreadableImage."""
+def canvas_shape(frames: int, size: int) -> tuple[int, ...]:
+    """Of the canvas of an image (no ``frames``) or of a clip."""
+    return (frames, 3, size, size) if frames else (3, size, size)
+
+
+def true_size(raw: Raw | list[Raw]) -> tuple[int, int]:
+    """Height and width from the header alone, before EXIF rotation; of a clip its first frame's.
+
+    Raises UnreadableImage.
+    """
+    if isinstance(raw, list):
+        return true_size(raw[0])
     if isinstance(raw, np.ndarray):
         return raw.shape[0], raw.shape[1]
     with warnings.catch_warnings():

@@ -1,7 +1,8 @@
-"""Open what the user named as a source of images."""
+"""Open what the user named as a source of images or clips."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import numpy as np
 from visrep.data.arrays import Arrays
 from visrep.data.folder import Folder, census, is_image, walk
 from visrep.data.parquet import Parquet
+from visrep.data.playgrounds import open_playground, playground_settings
 from visrep.data.sequence import Items
 from visrep.data.source import Source, Subset
+from visrep.data.video import Clips, is_video
 
 Spec = str | Path | Source | Sequence[Any] | np.ndarray
-_KINDS = "a folder of images, a .parquet file or a folder of them, an .npz file, or 'playground'"
-_PLAYGROUND = {"n": int, "size": int, "seed": int, "split": {"train": "train", "test": "test"}.__getitem__}
-"""settings by name, each with what parses it"""
+_KINDS = "a folder of images or videos, a .parquet file or a folder of them, an .npz file, or 'playground'"
+_CLIPS = ("frames", "stride", "clips")
+"""settings of `Clips`, behind the folder: ``films:frames=16,stride=2``"""
 
 
 def open_source(spec: Spec, *, limit: int = 0) -> Source:
@@ -29,6 +32,10 @@ def open_source(spec: Spec, *, limit: int = 0) -> Source:
     ``playground:n=5000,size=48,seed=3,split=test``. A folder with splits is opened whole: `open_splits`
     keeps its test images apart.
 
+    Clips are a folder of videos, or of folders of frames with settings behind it, as in
+    ``films:frames=16,stride=4,clips=2`` (see `Clips`); or ``playground-video``, with ``frames`` besides the settings of
+    the playground.
+
     Raises ValueError when there is nothing there, or nothing that can be read as images.
     """
     if limit < 0:
@@ -37,32 +44,21 @@ def open_source(spec: Spec, *, limit: int = 0) -> Source:
     return Subset(source, np.arange(limit)) if 0 < limit < len(source) else source
 
 
-def playground_settings(spec: Spec) -> dict[str, int | str] | None:
-    """The settings in a ``playground:...`` spec, or None for any other spec.
+def clip_settings(spec: Spec) -> tuple[Path, dict[str, int]] | None:
+    """Folder and settings in a ``folder:frames=16,...`` spec, or None for any other spec.
 
-    Raises ValueError for a setting that does not exist or does not parse.
+    Raises ValueError for a setting that does not exist.
     """
-    if not isinstance(spec, str) or spec.partition(":")[0] != "playground":
+    found = re.fullmatch(r"(.+?):((\w+=\d+,?)+)", spec) if isinstance(spec, str) else None
+    if found is None:
         return None
-    settings: dict[str, int | str] = {}
-    for item in filter(None, spec.partition(":")[2].split(",")):
-        name, _, value = item.partition("=")
-        try:
-            settings[name] = _PLAYGROUND[name](value)
-        except (KeyError, ValueError):
-            raise ValueError(
-                f"{spec!r}: cannot use {item!r}. Settings are n, size, seed (integers) and split (train "
-                "or test), as in 'playground:n=5000,size=48,seed=3,split=test'."
-            ) from None
-    return settings
-
-
-def open_playground(settings: dict[str, int | str], name: str) -> Source:
-    from visrep.data.playground import Playground
-
-    source = Playground(**settings)  # pyright: ignore[reportArgumentType] - parsed by playground_settings
-    source.name = name
-    return source
+    settings = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", found[2])}
+    if wrong := settings.keys() - set(_CLIPS):
+        raise ValueError(
+            f"{spec!r}: cannot use {min(wrong)!r}. Settings of clips are {', '.join(_CLIPS)} (integers), as in "
+            "'films:frames=16,stride=4,clips=2'."
+        )
+    return Path(found[1]).expanduser(), settings
 
 
 def _open(spec: Spec) -> Source:
@@ -75,11 +71,13 @@ def _open(spec: Spec) -> Source:
     settings = playground_settings(spec)
     if settings is not None:
         return open_playground(settings, str(spec))
-    path = Path(spec).expanduser()
+    path, clips = clip_settings(spec) or (Path(spec).expanduser(), None)
     if not path.exists():
         raise ValueError(_missing(path))
     if path.is_dir():
-        return _open_folder(path)
+        return open_folder(path, clips)
+    if clips is not None:
+        raise ValueError(f"{spec!r}: clips come from a folder of videos; {path} is a file.")
     match path.suffix.lower():
         case ".parquet":
             return Parquet([path], name=str(path))
@@ -91,13 +89,18 @@ def _open(spec: Spec) -> Source:
             raise ValueError(f"cannot open {path}: a {suffix or 'suffix-less'} file. Data can be {_KINDS}.")
 
 
-def _open_folder(path: Path) -> Source:
+def open_folder(path: Path, clips: dict[str, int] | None) -> Source:
+    """The videos of a folder where there are settings of ``clips`` or no images, else its images."""
     files = walk(path)
+    if clips is not None:
+        return Clips(path, files, **clips)
     if images := [file for file in files if is_image(file)]:
         return Folder(path, images)
     if shards := [path / file for file in files if file.lower().endswith(".parquet")]:
         return Parquet(shards, name=str(path))
-    raise ValueError(f"no images in {path}: found {census(files)}. Data can be {_KINDS}.")
+    if any(map(is_video, files)):
+        return Clips(path, files)
+    raise ValueError(f"no images or videos in {path}: found {census(files)}. Data can be {_KINDS}.")
 
 
 def _missing(path: Path) -> str:

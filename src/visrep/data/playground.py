@@ -19,7 +19,7 @@ from visrep.data.source import Source
 from visrep.data.surfaces import BACKDROPS, PATTERNS, WAVES, Backdrop, Colour, falling, rgb
 
 _SHAPES, _PATTERNS, _BACKDROPS = tuple(SHAPES), tuple(PATTERNS), tuple(BACKDROPS)
-_STREAMS = {"train": 0, "test": 1}
+SPLITS = {"train": 0, "test": 1}
 
 # The three numbers below set how hard the shape is to find among everything else that varies.
 _OTHERS = (0.6, 0.28, 0.12)
@@ -45,12 +45,12 @@ class Playground(Source):
                 f"playground with n={n}, size={size}, seed={seed}: n must be at least 1, size at least 8 "
                 f"pixels and seed not negative. The default is n=10000, size=64, seed=0."
             )
-        if split not in _STREAMS:
+        if split not in SPLITS:
             raise ValueError(f"playground has no split={split!r}. Use split=train or split=test.")
         self.name = "playground"
         self.n, self.size, self.seed, self.split = n, size, seed, split
         self.classes = _SHAPES
-        rng = np.random.default_rng([seed, _STREAMS[split]])
+        rng = np.random.default_rng([seed, SPLITS[split]])
         blocks = math.ceil(n / len(_SHAPES))
         self._labels = rng.random((blocks, len(_SHAPES))).argsort(axis=1).reshape(-1)[:n].astype(np.int64)
         self.labels = self._labels
@@ -72,19 +72,19 @@ class Playground(Source):
         """What is in image ``index``, at no particular resolution. Raises IndexError beyond the last."""
         if not 0 <= index < self.n:
             raise IndexError(f"image {index} of a playground of {self.n}")
-        rng = np.random.default_rng([self.seed, _STREAMS[self.split], index])
-        backdrop = _draw_backdrop(rng)
+        rng = np.random.default_rng([self.seed, SPLITS[self.split], index])
+        backdrop = draw_backdrop(rng)
         light = rng.uniform(-math.pi, 0.0)  # from above
         size = rng.uniform(0.42, 0.75)
         slack = 0.5 - 0.42 * size  # up to a twelfth of it may lie outside
         place = rng.uniform(0.5 - slack, 0.5 + slack), rng.uniform(0.5 - slack, 0.5 + slack)
-        main = _draw_thing(rng, _SHAPES[self._labels[index]], size, place, backdrop)
+        main = draw_thing(rng, _SHAPES[self._labels[index]], size, place, backdrop)
         others: list[Thing] = []
         for _ in range(int(rng.choice(3, p=_OTHERS))):
             size = rng.uniform(0.13, 0.24)
             free = _free_place(rng, size, [main, *others])
             if free is not None:
-                others.append(_draw_thing(rng, _pick(rng, _SHAPES), size, free, backdrop))
+                others.append(draw_thing(rng, _pick(rng, _SHAPES), size, free, backdrop))
         return Plan(main, tuple(others), backdrop, light)
 
 
@@ -92,7 +92,7 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
     return names[int(rng.integers(len(names)))]
 
 
-def _draw_backdrop(rng: np.random.Generator) -> Backdrop:
+def draw_backdrop(rng: np.random.Generator) -> Backdrop:
     """Any colour, but of moderate contrast within itself, so that objects stand out."""
     base = rgb(rng.random(), rng.uniform(0.1, 0.7), rng.uniform(0.15, 0.9))
     waves = rng.standard_normal((3, WAVES, WAVES), dtype=np.float32)
@@ -113,7 +113,7 @@ def _near(rng: np.random.Generator, colour: Colour) -> Colour:
     return red, green, blue
 
 
-def _draw_thing(
+def draw_thing(
     rng: np.random.Generator, shape: str, size: float, place: tuple[float, float], backdrop: Backdrop
 ) -> Thing:
     hue, colour = _stand_out(rng, backdrop)

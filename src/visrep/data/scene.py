@@ -7,6 +7,7 @@ things moved by ``dataclasses.replace``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,10 +100,19 @@ class Scene:
 
 def draw(plan: Plan, size: int) -> UInt8[np.ndarray, "h w 3"]:
     """The image alone: what training reads."""
-    picture = plan.backdrop.draw(size)
-    for thing in reversed(plan.things):
-        _paint(picture, thing, plan.light)
-    return _to_bytes(picture)
+    return film([plan], size)[0]
+
+
+def film(plans: Sequence[Plan], size: int) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """The images of several plans before the backdrop of the first."""
+    backdrop = plans[0].backdrop.draw(size)
+    frames: list[np.ndarray] = []
+    for plan in plans:
+        picture = backdrop.copy()
+        for thing in reversed(plan.things):
+            _paint(picture, thing, plan.light)
+        frames.append(_to_bytes(picture))
+    return frames
 
 
 def render(plan: Plan, size: int) -> Scene:

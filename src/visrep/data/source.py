@@ -1,4 +1,4 @@
-"""A source: images by index, not yet decoded, with names and, when there are any, labels."""
+"""A source: images or clips by index, not yet decoded, with names and, when there are any, labels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from visrep.data.decode import Raw
+
 
 class Source(ABC):
-    """Images by index. Cheap to open, to copy to a worker process and to index."""
+    """Images or clips by index. Cheap to open, to copy to a worker process and to index."""
 
     name: str
     """what the user called it: a path, or 'playground'"""
@@ -17,13 +19,15 @@ class Source(ABC):
     """int64 [n], or None when the images have no labels"""
     classes: tuple[str, ...] | None
     """class names by label, or None"""
+    frames: int = 0
+    """of each clip; 0 for images"""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, index: int) -> bytes | np.ndarray:
-        """One image: its encoded file, or uint8 "h w c" with 1, 3 or 4 channels."""
+    def read(self, index: int) -> Raw | list[Raw]:
+        """One image; of a source of clips, the ``frames`` images of one clip."""
 
     @abstractmethod
     def key(self, index: int) -> str:
@@ -39,11 +43,12 @@ class Subset(Source):
         self.name = name or source.name
         self.labels = None if source.labels is None else source.labels[self.indices]
         self.classes = source.classes
+        self.frames = source.frames
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> bytes | np.ndarray:
+    def read(self, index: int) -> Raw | list[Raw]:
         return self.source.read(int(self.indices[index]))
 
     def key(self, index: int) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from visrep.data.folder import split_of
-from visrep.data.opening import Spec, open_playground, open_source, playground_settings
+from visrep.data.opening import Spec, clip_settings, open_folder, open_source
 from visrep.data.parquet import Parquet
+from visrep.data.playgrounds import open_playground, playground_settings
 from visrep.data.source import Source, Subset
 
 HELD_OUT = ("test", "val", "valid", "validation")
@@ -33,8 +34,9 @@ def open_splits(spec: Spec) -> tuple[Source, Source | None]:
             return train, None
         test = {**settings, "n": max(1, len(train) // 5), "split": "test"}
         return train, open_playground(test, f"{spec} (test split)")
-    if isinstance(spec, str | Path) and (folder := Path(spec).expanduser()).is_dir():
-        parts = _folders(folder) or _shards(folder)
+    if isinstance(spec, str | Path):
+        folder, clips = clip_settings(spec) or (Path(spec).expanduser(), None)
+        parts = (_folders(folder, clips) or _shards(folder)) if folder.is_dir() else None
         if parts:
             return parts[0], numbered_alike(parts[1], parts[0])
     return open_source(spec), None
@@ -79,11 +81,11 @@ def stratified_split(
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
-def _folders(folder: Path) -> tuple[Source, Source] | None:
+def _folders(folder: Path, clips: dict[str, int] | None) -> tuple[Source, Source] | None:
     found = _by_split((path.name, path) for path in folder.iterdir() if path.is_dir())
     if found is None or len(found[0]) > 1 or len(found[1]) > 1:
         return None
-    return open_source(found[0][0]), open_source(found[1][0])
+    return open_folder(found[0][0], clips), open_folder(found[1][0], clips)
 
 
 def _shards(folder: Path) -> tuple[Source, Source] | None:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from visrep.data.decode import UnreadableImage, decode
+from visrep.data.decode import UnreadableImage, canvas_shape, decode
 from visrep.data.source import Source
 
 
@@ -27,7 +27,7 @@ class Decoded:
 
     index: Int64[np.ndarray, " k"]
     """which image each row is"""
-    pixels: UInt8[np.ndarray, "k 3 s s"]
+    pixels: UInt8[np.ndarray, "k *t 3 s s"]
     sizes: Int64[np.ndarray, "k 2"]
     """true height and width"""
     unreadable: dict[int, str]
@@ -59,7 +59,7 @@ def decode_rows(
     """
     unreadable: dict[int, str] = {}
     index = indices.copy()
-    pixels = np.zeros((len(indices), 3, size, size), dtype=np.uint8)
+    pixels = np.zeros((len(indices), *canvas_shape(source.frames, size)), dtype=np.uint8)
     sizes = np.ones((len(indices), 2), dtype=np.int64)
     for row, first in enumerate(indices):
         for tried in range(len(source) if replace else 1):

@@ -1,9 +1,22 @@
-"""Encoders: images in, `visrep.method.Tokens` out. A configuration's ``build()`` makes the network."""
+"""Encoders: images or clips in, `visrep.method.Tokens` out. A configuration's ``build()`` makes the network."""
 
 from visrep.encoders.convnet import ConvNet
+from visrep.encoders.frames import FrameAverage
 from visrep.encoders.named import NAMED, EncoderConfig
+from visrep.encoders.pretrained import load_encoder
 from visrep.encoders.resnet import ResNet
-from visrep.encoders.saved import load_encoder, save_encoder
+from visrep.encoders.saved import save_encoder
+from visrep.encoders.video import VideoViT
 from visrep.encoders.vit import ViT
 
-__all__ = ["NAMED", "ConvNet", "EncoderConfig", "ResNet", "ViT", "load_encoder", "save_encoder"]
+__all__ = [
+    "NAMED",
+    "ConvNet",
+    "EncoderConfig",
+    "FrameAverage",
+    "ResNet",
+    "ViT",
+    "VideoViT",
+    "load_encoder",
+    "save_encoder",
+]

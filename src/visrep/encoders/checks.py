@@ -28,11 +28,13 @@ def check_keep(keep: Tensor, n_images: int) -> None:
         )
 
 
-def check_layers(layers: tuple[int, ...], depth: int) -> None:
-    """Raises ValueError unless every layer is in 1..depth."""
+def check_layers(layers: tuple[int, ...], depth: int, first: int = 1) -> None:
+    """Raises ValueError unless every layer is in first..depth."""
     for layer in layers:
-        if not 1 <= layer <= depth:
-            raise ValueError(f"layers={layers} asks for layer {layer}; this encoder has layers 1 to {depth}.")
+        if not first <= layer <= depth:
+            raise ValueError(
+                f"layers={layers} asks for layer {layer}; this encoder has layers {first} to {depth}."
+            )
 
 
 def check_whole(kind: str, keep: Tensor | None, mask: Tensor | None, attention: bool) -> None:

@@ -23,6 +23,8 @@ class ConvNet:
 
     width: int = 16
     """channels at full resolution, doubled at each of the three others"""
+    channels: int = 3
+    """of the images"""
 
     def build(self) -> ConvolutionalNetwork:
         """A network with fresh weights, drawn from torch's global generator."""
@@ -47,7 +49,7 @@ class ConvolutionalNetwork(Encoder):
         self.preprocessing = Preprocessing(32, ratio=1.0)
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(unit(3, w, 1), unit(w, w, 1)),
+                nn.Sequential(unit(config.channels, w, 1), unit(w, w, 1)),
                 nn.Sequential(unit(w, 2 * w, 2), unit(2 * w, 2 * w, 1)),
                 nn.Sequential(unit(2 * w, 4 * w, 2), unit(4 * w, 4 * w, 1)),
                 unit(4 * w, 8 * w, 2),
@@ -65,7 +67,7 @@ class ConvolutionalNetwork(Encoder):
     ) -> Tokens:
         """Encode images; see `Encoder.forward`. Raises ValueError for keep, mask and attention."""
         check_whole("ConvNet", keep, mask, attention)
-        check_images(images, 3)
+        check_images(images, self.config.channels)
         check_layers(layers, self.depth)
         x = images.contiguous(memory_format=torch.channels_last)
         stages: list[Tokens] = []

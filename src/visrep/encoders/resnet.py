@@ -28,6 +28,8 @@ class ResNet:
     """imagenet: 7x7 of stride 2 and max pooling; small: 3x3 of stride 1, for images of about 32 pixels"""
     zero_init_residual: bool = True
     """start each residual branch at zero (arXiv:1706.02677)"""
+    channels: int = 3
+    """of the images"""
 
     def __post_init__(self) -> None:
         check_choice("depth", self.depth, tuple(BLOCKS))
@@ -119,7 +121,8 @@ class ResidualNetwork(Encoder):
         self.width, self.depth, self.stride = 8 * config.width * kind.expansion, 4, 8 if small else 32
         self.preprocessing = Preprocessing(32, ratio=1.0) if small else Preprocessing(224, ratio=0.875)
 
-        self.conv1 = convolution(3, config.width, 3) if small else convolution(3, config.width, 7, 2)
+        kernel, stride = (3, 1) if small else (7, 2)
+        self.conv1 = convolution(config.channels, config.width, kernel, stride)
         self.bn1 = nn.BatchNorm2d(config.width)
         self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
 
@@ -152,7 +155,7 @@ class ResidualNetwork(Encoder):
         layers that do not exist.
         """
         check_whole("ResNet", keep, mask, attention)
-        check_images(images, 3)
+        check_images(images, self.config.channels)
         check_layers(layers, self.depth)
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.pool(F.relu(self.bn1(self.conv1(x)), inplace=True))

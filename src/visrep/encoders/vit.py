@@ -16,6 +16,9 @@ from visrep.nn.positions import Rotary, resample, rotary_2d, sincos_2d
 from visrep.nn.transformer import Block, MlpKind
 
 Position = Literal["learned", "sincos", "rope"]
+LayerKind = Literal["normed", "raw", "mlp"]
+"""what a layer is: its block's output after the final norm, before it (layer 0 is then what enters the first block), or
+only what the block's MLP adds"""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,16 @@ class ViT:
     """a learned token that ``mask`` puts in place of patches"""
     position: Position = "learned"
     position_offset: float = 0.0
-    """0.1 resamples learned positions as the published DINO code does; 0 antialiases instead"""
+    """0.1 resamples learned positions as the published DINO code does, without antialiasing"""
+    position_antialias: bool = True
+    """when learned positions are resampled to fewer patches; some published models do not"""
     layer_scale: float = 0.0
     """first value of LayerScale, 0 for none"""
     drop_path: float = 0.0
     """rate of the last block; grows linearly from 0 at the first"""
     qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    """added to the variance in every LayerNorm"""
     channels: int = 3
 
     def __post_init__(self) -> None:
@@ -138,10 +145,11 @@ class VisionTransformer(Encoder):
                 qkv_bias=config.qkv_bias,
                 layer_scale=config.layer_scale,
                 drop_path=config.drop_path * i / max(1, config.depth - 1),
+                norm_eps=config.norm_eps,
             )
             for i in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(
         self,
@@ -152,14 +160,15 @@ class VisionTransformer(Encoder):
         layers: tuple[int, ...] = (),
         attention: bool = False,
         warp: Float[Tensor, "b 2 2"] | None = None,
+        layer_kind: LayerKind = "normed",
     ) -> Tokens:
-        """Encode images; see `Encoder.forward`, and `rotary_2d` for ``warp``.
+        """Encode images; see `Encoder.forward`, `rotary_2d` for ``warp``, and `LayerKind`.
 
         Raises ValueError for sizes that are not a multiple of the patch, layers that do not exist, masks or
         indices that do not fit, and a warp of positions that are not rotary.
         """
         check_images(images, self.config.channels)
-        check_layers(layers, self.depth)
+        check_layers(layers, self.depth, first=0 if layer_kind == "raw" else 1)
         if keep is not None:
             check_keep(keep, len(images))
         grid = patch_grid(images.shape[2], images.shape[3], self.config.patch)
@@ -171,15 +180,17 @@ class VisionTransformer(Encoder):
             )
         rotary = self._rotary(grid, keep, warp, x.device) if self.config.position == "rope" else None
 
-        states: dict[int, Tensor] = {}
+        states = {0: x}
         maps: list[Tensor] | None = [] if attention else None
+        added: list[Tensor] | None = [] if layer_kind == "mlp" else None
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, rotary, maps)
-            if number in layers or number == self.depth:
-                states[number] = self.norm(x)
+            x = block(x, rotary, maps, added)
+            if number in layers:
+                states[number] = x if added is None else added[-1]
+        finish = self.norm if layer_kind == "normed" else nn.Identity()
         return replace(
-            self._split(states[self.depth], grid),
-            layers=tuple(self._split(states[layer], grid) for layer in layers),
+            self._split(self.norm(x), grid),
+            layers=tuple(self._split(finish(states[layer]), grid) for layer in layers),
             attention=None if maps is None else torch.stack(maps),
         )
 
@@ -212,7 +223,8 @@ class VisionTransformer(Encoder):
             return position
         if self.config.position == "sincos":
             return sincos_2d(grid, self.width, trained=self.grid)[None].to(position)
-        return resample(position, self.grid, grid, offset=self.config.position_offset)
+        offset, antialias = self.config.position_offset, self.config.position_antialias
+        return resample(position, self.grid, grid, offset=offset, antialias=antialias)
 
     def _rotary(
         self, grid: tuple[int, int], keep: Tensor | None, warp: Tensor | None, device: torch.device

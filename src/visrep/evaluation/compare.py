@@ -12,13 +12,14 @@ from visrep.config import to_json
 from visrep.data.source import Source
 from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import Evaluation, evaluate
+from visrep.evaluation.finetune import RECIPES
 from visrep.evaluation.label_free import label_free_scores, sample, trust
 from visrep.evaluation.results import Judged, Result
 from visrep.evaluation.standings import Comparison, Entry
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
 
-DECIDES = ("linear", "attentive", "knn")
+DECIDES = ("linear", "attentive", "knn", "fewlabels", "knn-loo", *RECIPES)
 """the first of these that was asked for puts the leaderboard in order"""
 
 
@@ -85,7 +86,7 @@ def leaderboard(
             elif results:
                 groups.append((results, [name]))
         entries += [_baseline(kind, names, len(evaluations), results, {}) for results, names in groups]
-    ordered = tuple(sorted(protocols, key=DECIDES.index))
+    ordered = tuple(sorted(protocols, key=lambda protocol: DECIDES.index(protocol.partition(":")[0])))
 
     def value(entry: Entry) -> float:
         result = entry.headline(ordered[0])

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from visrep.data.canvas import CanvasSet, canvas_size
 from visrep.data.source import Source
+from visrep.encoders import FrameAverage
 from visrep.evaluation.features import Features, count_bad, stream
 from visrep.evaluation.writers import WRITERS, Writer
 from visrep.method import Encoder
@@ -34,6 +35,7 @@ def embed(
     """Write a row an image: ``path`` (name in the source), ``vector`` (float32) and, with labels, ``label``.
 
     Images are decoded, encoded and written batch by batch, in order; ``out`` appears when it is whole.
+    An encoder of images sees clips frame by frame (see `FrameAverage`).
     Unreadable images are left out and listed with reasons in ``<out without suffix>.unreadable.txt``.
     ``layer`` of 0 is the last.
     Returns ``out``.
@@ -44,6 +46,8 @@ def embed(
     if out.suffix not in WRITERS:
         raise ValueError(f"cannot write {out.name!r}: use a name that ends in {', '.join(WRITERS)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
+    if source.frames and not encoder.preprocessing.frames:
+        encoder = FrameAverage(encoder)
     canvases = CanvasSet(source, canvas_size(source, encoder.preprocessing.size), cache="off")
     layer = layer or encoder.depth
     parts = stream(

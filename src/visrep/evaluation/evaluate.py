@@ -1,4 +1,4 @@
-"""Judge an encoder: every protocol on the same frozen features, beside its untrained twin and raw pixels."""
+"""Judge an encoder: every protocol on the same images, beside its untrained twin and raw pixels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from visrep.data.canvas import CanvasSet, canvas_size
 from visrep.data.source import Source, Subset
 from visrep.data.split import stratified_split
+from visrep.encoders import FrameAverage
 from visrep.evaluation.features import Features, extract, pixel_features
 from visrep.evaluation.fingerprint import fingerprint
+from visrep.evaluation.fitting import Images
 from visrep.evaluation.labels import check_classes, first_of_each_class, labels_of, numbered_as
-from visrep.evaluation.protocols import ON_TOKENS, ON_VECTORS, check_protocols, judge
+from visrep.evaluation.protocols import ON_TOKENS, ON_VECTORS, check_protocols, judge, judge_tuned
 from visrep.evaluation.results import Judged, Result
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
@@ -56,12 +58,13 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """Judge a frozen encoder on labelled images; no setting is chosen on the test images.
+    """Judge an encoder on labelled images, frozen or fine-tuned; no setting is chosen on the test images.
 
     Without ``test`` a stratified fifth of ``train`` is held out. ``limit`` and ``test_limit`` keep so many
     images, the first of every class. The last layer is always judged, ``layers`` adds others. ``baselines``
     adds the untrained twin (see `untrained_twin`) in every protocol and raw pixels (32 x 32, normalised) in
-    those that read one vector an image. ``seed`` draws splits, twin, probes and resamples.
+    those that read one vector an image. An encoder of images sees clips frame by frame (see `FrameAverage`).
+    ``seed`` draws splits, twin, probes and resamples.
     Raises ValueError for an unknown protocol, labels that cannot be used, or features that are not finite.
     """
     check_protocols(protocols)
@@ -70,14 +73,24 @@ def evaluate(
     train, test = _split(train, test, limit, test_limit, seed)
     size = canvas_size(train, encoder.preprocessing.size)
     sides = [CanvasSet(source, size, progress=progress) for source in (train, test)]
+    if train.frames and not encoder.preprocessing.frames:
+        encoder = FrameAverage(encoder)
     results: list[Result] = []
     cautions: dict[str, list[str]] = {}
 
-    def add(name: Judged, features: list[Features]) -> None:
-        found, said = judge(name, features[0], features[1], protocols, device=device, seed=seed)
+    def add(name: Judged, found: list[Result], said: list[str]) -> None:
         results.extend(found)
         for caution in said:
             cautions.setdefault(caution, []).append(name)
+
+    def add_features(name: Judged, features: list[Features]) -> None:
+        add(name, *judge(name, features[0], features[1], protocols, device=device, seed=seed))
+
+    def add_network(name: Judged, network: Encoder, features: list[Features]) -> None:
+        add_features(name, features)
+        train, test = (Images.of(*pair) for pair in zip(sides, features, strict=True))
+        settings = {"device": device, "seed": seed, "progress": progress}
+        add(name, *judge_tuned(name, network, train, test, protocols, **settings))
 
     def features_of(network: Encoder) -> list[Features]:
         tokens = any(name in ON_TOKENS for name in protocols)
@@ -99,12 +112,12 @@ def evaluate(
     counts = [len(features) for features in trained]
     if trained[0].labels is not None:  # again: unreadable images may have emptied a class
         check_classes(train, trained[0].labels.numpy())
-    add("trained", trained)
+    add_network("trained", encoder, trained)
     if baselines:
         twin = untrained_twin(encoder, sides[0], np.arange(len(train)), seed=seed, device=device)
-        add("untrained", features_of(twin))
+        add_network("untrained", twin, features_of(twin))
     if baselines and any(name in ON_VECTORS for name in protocols):
-        add("pixels", [pixel_features(canvases, np.arange(len(canvases))) for canvases in sides])
+        add_features("pixels", [pixel_features(canvases, np.arange(len(canvases))) for canvases in sides])
 
     warnings = [f"{caution} ({', '.join(names)})" for caution, names in cautions.items()]
     warnings += _unreadable(sides)

@@ -118,8 +118,12 @@ def stream(
 
 
 def pixel_features(canvases: CanvasSet, indices: Int64[np.ndarray, " n"], size: int = 32) -> Features:
-    """The images as vectors "n 3*size*size": whole central square, resized, normalised as for encoders."""
-    preprocessing = Preprocessing(size=size, ratio=1.0)
+    """The images as vectors "n 3*size*size": whole central square, resized, normalised as for encoders.
+
+    Frames of clips are so much smaller that all of them together have about as many pixels.
+    """
+    side = round(size / max(1, canvases.source.frames) ** 0.5)
+    preprocessing = Preprocessing(size=side, ratio=1.0)
     parts = [
         Features({PIXELS: pixels.flatten(1)}, labels, index)
         for pixels, labels, index in centred(canvases, indices, preprocessing, batch=512)

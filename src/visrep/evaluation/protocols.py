@@ -10,9 +10,13 @@ from torch import Tensor
 
 from visrep.evaluation.attentive import attentive
 from visrep.evaluation.features import Features, count_bad
-from visrep.evaluation.knn import knn
+from visrep.evaluation.fewlabels import fewlabels
+from visrep.evaluation.finetune import RECIPES, finetune, parse
+from visrep.evaluation.fitting import Images
+from visrep.evaluation.knn import knn, knn_leave_one_out
 from visrep.evaluation.linear import linear
 from visrep.evaluation.results import Judged, Prediction, Result, score
+from visrep.method import Encoder
 
 
 class Probe(Protocol):
@@ -21,7 +25,12 @@ class Probe(Protocol):
     def __call__(self, train: Tensor, labels: Tensor, test: Tensor, /, *, seed: int) -> list[Prediction]: ...
 
 
-ON_VECTORS: dict[str, Probe] = {"knn": knn, "linear": linear}
+ON_VECTORS: dict[str, Probe] = {
+    "knn": knn,
+    "knn-loo": knn_leave_one_out,
+    "linear": linear,
+    "fewlabels": fewlabels,
+}
 """read one vector an image, of any layer and pooling"""
 ON_TOKENS: dict[str, Probe] = {"attentive": attentive}
 """read the patch tokens of the last layer"""
@@ -29,11 +38,19 @@ ON_TOKENS: dict[str, Probe] = {"attentive": attentive}
 
 def check_protocols(names: tuple[str, ...]) -> None:
     """Raises ValueError, with the protocols there are, when one does not exist or none is asked for."""
-    available = ", ".join([*ON_VECTORS, *ON_TOKENS])
+    available = ", ".join([*ON_VECTORS, *ON_TOKENS, *RECIPES])
     if not names:
         raise ValueError(f"no protocol was asked for. Use some of: {available}.")
-    if unknown := [name for name in names if name not in ON_VECTORS and name not in ON_TOKENS]:
-        raise ValueError(f"there is no protocol {unknown[0]!r}. Use some of: {available}.")
+    for name in names:
+        if tunes(name):
+            parse(name)
+        elif name not in ON_VECTORS and name not in ON_TOKENS:
+            raise ValueError(f"there is no protocol {name!r}. Use some of: {available}.")
+
+
+def tunes(name: str) -> bool:
+    """Whether a protocol trains the encoder."""
+    return name.partition(":")[0] in RECIPES
 
 
 def judge(
@@ -60,10 +77,32 @@ def judge(
     for probe, layer, pooling, x, x_test in _jobs(train, test, protocols):
         for prediction in probe(x.to(device), labels, x_test.to(device), seed=seed):
             where = {"encoder": encoder, "layer": layer, "pooling": pooling}
-            results.append(score(prediction, test.labels, **where, n_train=len(train), seed=seed))
+            answers = train.labels if prediction.of_train else test.labels
+            results.append(score(prediction, answers, **where, n_train=len(train), seed=seed))
             if prediction.caution:
                 cautions[prediction.caution] = None
     return results, list(cautions)
+
+
+def judge_tuned(
+    encoder: Judged,
+    network: Encoder,
+    train: Images,
+    test: Images,
+    protocols: tuple[str, ...],
+    *,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+) -> tuple[list[Result], list[str]]:
+    """Results and cautions of those protocols that train a copy of the encoder."""
+    found = [
+        finetune(name, network, train, test, device=device, seed=seed, progress=progress)
+        for name in filter(tunes, protocols)
+    ]
+    where = {"encoder": encoder, "layer": network.depth, "pooling": "mean"}
+    results = [score(prediction, test.labels, **where, n_train=len(train), seed=seed) for prediction in found]
+    return results, [prediction.caution for prediction in found if prediction.caution]
 
 
 def _jobs(
@@ -73,7 +112,7 @@ def _jobs(
         if name in ON_VECTORS:
             for (layer, pooling), x in train.vectors.items():
                 yield ON_VECTORS[name], layer, pooling, x, test.vectors[layer, pooling]
-        elif train.tokens is not None and test.tokens is not None:
+        elif name in ON_TOKENS and train.tokens is not None and test.tokens is not None:
             last, _ = next(iter(train.vectors))
             yield ON_TOKENS[name], last, "tokens", train.tokens, test.tokens
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 Judged = Literal["trained", "untrained", "pixels"]
 Setting = str | int | float | bool
+VARIES = {"k": 20, "n": 10}
+"""settings in which the results of one protocol differ, with the value that stands for the protocol"""
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,15 @@ class Prediction:
 
     protocol: str
     predicted: Tensor
-    """int64 "m": a label for each test image"""
+    """int64 "m": a label for each test image; "r m" of r draws of the training images"""
     settings: dict[str, Setting]
     """what was chosen or fixed: k, C, learning rate, ..."""
     caution: str = ""
     """what a reader should know about this number, if anything"""
+    n_train: int = 0
+    """training images whose labels were used, of one draw; 0 for all that were given"""
+    of_train: bool = False
+    """whether these are labels for the training images, each left out in turn, and not for the test images"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,17 @@ class Result:
     settings: dict[str, Setting] = field(default_factory=dict)
 
 
+def variant(settings: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Which of the results of its protocol one with these settings is: ("k", 20); None when there is only one."""
+    return next(((name, int(settings[name])) for name in VARIES if name in settings), None)
+
+
+def from_headline(settings: Mapping[str, Any]) -> int:
+    """How far a result with these settings is from the one that stands for its protocol."""
+    found = variant(settings)
+    return abs(found[1] - VARIES[found[0]]) if found else 0
+
+
 def score(
     prediction: Prediction,
     labels: Int64[Tensor, " m"],
@@ -55,9 +74,14 @@ def score(
     n_train: int,
     seed: int = 0,
 ) -> Result:
-    """Top-1 accuracy of a prediction with its bootstrap interval."""
+    """Top-1 accuracy of a prediction with its bootstrap interval, or the mean over draws with an interval of both."""
     correct = (prediction.predicted.cpu() == labels.cpu()).numpy()
-    low, high = bootstrap(correct, seed=seed)
+    settings = prediction.settings
+    if correct.ndim == 1:
+        low, high = bootstrap(correct, seed=seed)
+    else:
+        low, high = interval_over_draws(correct)
+        settings = {**settings, "sd_over_draws": 100 * float(correct.mean(1).std(ddof=1))}
     return Result(
         protocol=prediction.protocol,
         encoder=encoder,
@@ -67,9 +91,9 @@ def score(
         value=100 * float(correct.mean()),
         ci_low=100 * low,
         ci_high=100 * high,
-        n_train=n_train,
+        n_train=prediction.n_train or n_train,
         n_test=len(labels),
-        settings=prediction.settings,
+        settings=settings,
     )
 
 
@@ -90,3 +114,22 @@ def bootstrap(
     accuracies = rng.binomial(len(correct), correct.mean(), resamples) / len(correct)
     low, high = np.quantile(accuracies, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def interval_over_draws(correct: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean accuracy over draws of training images, "r m" of r draws, as shares in [0, 1].
+
+    It covers the choice of training images and that of test images, which all draws share: its half width is
+    sqrt(t² s² / r + z² v / m), with the variance s² over draws, v that over test images of the share of draws that are
+    right, and the quantiles t of Student's distribution with r - 1 degrees of freedom and z of the normal one.
+    Raises ValueError when there is a single draw.
+    """
+    r, m = correct.shape
+    if r < 2:
+        raise ValueError("an interval over draws needs at least 2 of them, there is 1. Use `bootstrap`.")
+    t, z = stdtrit(r - 1, (1 + level) / 2), ndtri((1 + level) / 2)
+    over_draws = correct.mean(1).var(ddof=1) / r
+    over_images = correct.mean(0).var(ddof=0) / m
+    half = float(np.sqrt(t**2 * over_draws + z**2 * over_images))
+    mean = float(correct.mean())
+    return max(0.0, mean - half), min(1.0, mean + half)

@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from visrep.evaluation.effort import Effort
-from visrep.evaluation.results import Judged, Result
-
-USUAL_K = 20
+from visrep.evaluation.results import Judged, Result, from_headline
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,9 @@ class Entry:
     """for a baseline: the encoders whose baseline it is"""
 
     def headline(self, protocol: str) -> Result | None:
-        """The number that stands for a protocol: for kNN that of k closest to 20."""
+        """The number that stands for a protocol: for kNN that of k closest to 20, for few labels n closest to 10."""
         mine = [result for result in self.results if result.protocol == protocol]
-        return min(
-            mine, key=lambda result: abs(int(result.settings.get("k", USUAL_K)) - USUAL_K), default=None
-        )
+        return min(mine, key=lambda result: from_headline(result.settings), default=None)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visrep.evaluation.evaluate import Evaluation
-from visrep.evaluation.results import Judged, Result
+from visrep.evaluation.results import Judged, Result, variant
 
 COLUMNS: tuple[Judged, ...] = ("trained", "untrained", "pixels")
 
@@ -46,7 +46,7 @@ def render(evaluation: Evaluation) -> Group:
 
 
 def _same_row(trained: Result, other: Result, last: int) -> bool:
-    if trained.protocol != other.protocol or trained.settings.get("k") != other.settings.get("k"):
+    if trained.protocol != other.protocol or variant(trained.settings) != variant(other.settings):
         return False
     if other.encoder == "pixels":
         return trained.layer == last
@@ -54,7 +54,8 @@ def _same_row(trained: Result, other: Result, last: int) -> bool:
 
 
 def _name(result: Result) -> str:
-    return f"{result.protocol}, k={result.settings['k']}" if "k" in result.settings else result.protocol
+    found = variant(result.settings)
+    return f"{result.protocol}, {found[0]}={found[1]}" if found else result.protocol
 
 
 def _cell(result: Result, row: dict[Judged, Result]) -> Text:

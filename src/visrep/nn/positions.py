@@ -1,12 +1,12 @@
 """Where a patch is: sin-cos tables, rotary embeddings, resampling of learned tables.
 
-Grids are (rows, columns) of patches; tables list patches row by row.
+Grids are (rows, columns) of patches, or (times, rows, columns); tables list patches row by row, the first moment first.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -75,21 +75,26 @@ class Rotary:
     sin: Tensor
     """ "n c" for all images alike, or "b 1 n c" """
     cos: Tensor
+    neighbours: bool = False
+    """channels 2i and 2i + 1 turn together, instead of i and i + c/2"""
 
     def keep(self, indices: Int[Tensor, "b m"]) -> Rotary:
         """The angles of some of the patches, image by image."""
         rows = indices[:, None, :, None]
         sin, cos = (x.expand(len(rows), 1, -1, -1).take_along_dim(rows, 2) for x in (self.sin, self.cos))
-        return Rotary(sin, cos)
+        return replace(self, sin=sin, cos=cos)
 
     def after(self, n: int) -> Rotary:
         """With ``n`` tokens that are not turned (cls, registers) put before the patches."""
-        return Rotary(F.pad(self.sin, (0, 0, n, 0)), F.pad(self.cos, (0, 0, n, 0), value=1.0))
+        return replace(self, sin=F.pad(self.sin, (0, 0, n, 0)), cos=F.pad(self.cos, (0, 0, n, 0), value=1.0))
 
     def __call__(self, x: Float[Tensor, "b h n c"]) -> Float[Tensor, "b h n c"]:
-        """Rotate queries or keys; channel i turns with channel i + c/2."""
-        first, second = x.chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
+        """Rotate queries or keys."""
+        if self.neighbours:
+            turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+        else:
+            first, second = x.chunk(2, dim=-1)
+            turned = torch.cat([-second, first], dim=-1)
         return (x * self.cos + turned * self.sin).to(x.dtype)
 
 

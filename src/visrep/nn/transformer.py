@@ -7,7 +7,6 @@ Parameter names are those of the official DINOv2 code: ``norm1``, ``attn.qkv``, 
 
 from __future__ import annotations
 
-import math
 from typing import Literal, final
 
 import torch
@@ -66,7 +65,7 @@ class Attention(nn.Module):
         if maps is None and (q.dtype != torch.bfloat16 or q.is_cuda):
             out = F.scaled_dot_product_attention(q, k, v)
         else:  # also bfloat16 on a CPU, where plain products are 1.6 to 4 times faster than the fused kernel
-            attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1)
+            attention = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
             out = attention.to(v.dtype) @ v
             if maps is not None:
                 maps.append(attention)
@@ -151,13 +150,14 @@ class Block(nn.Module):
         qkv_bias: bool = True,
         layer_scale: float = 0.0,
         drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, heads, qkv_bias=qkv_bias)
         self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, hidden) if mlp == "gelu" else SwiGLU(width, hidden)
         self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)

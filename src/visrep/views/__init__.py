@@ -3,6 +3,7 @@
 from visrep.views.recipes import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    GappedView,
     MultiCrop,
     OneView,
     Recipe,
@@ -15,6 +16,7 @@ from visrep.views.render import center, draw
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "GappedView",
     "MultiCrop",
     "OneView",
     "Recipe",

@@ -104,6 +104,9 @@ class Recipe(ABC):
         """Views of the first group once more, as a last group: each the same crop, without changes of colour."""
         return ()
 
+    frames: int = 0
+    """of the views of a clip: as many, from a random moment on; 0 for views of images"""
+
     @property
     def size(self) -> int:
         """Side of the largest view."""
@@ -114,15 +117,16 @@ class Recipe(ABC):
         """What an encoder trained on these views expects: small images whole, others without their margin."""
         view = self.groups[0][0]
         ratio = 1.0 if view.size < 96 else 0.875
-        return Preprocessing(size=view.size, ratio=ratio, mean=view.mean, std=view.std)
+        return Preprocessing(size=view.size, ratio=ratio, mean=view.mean, std=view.std, frames=self.frames)
 
 
 @final
 @dataclass(frozen=True)
 class OneView(Recipe):
-    """One view an image, as in masked image modelling and supervised training."""
+    """One view an image or clip, as in masked image modelling and supervised training."""
 
     view: View = View()
+    frames: int = 0
 
     @property
     def groups(self) -> tuple[tuple[View, ...], ...]:
@@ -131,11 +135,30 @@ class OneView(Recipe):
 
 @final
 @dataclass(frozen=True)
+class GappedView(Recipe):
+    """One view whose patches are cut with gaps between them, as in LatentMIM (arXiv 2407.15837)."""
+
+    view: View = View(size=280)
+    image: int = 224
+    """side in pixels without the gaps: what encoders see, and expect later"""
+
+    @property
+    def groups(self) -> tuple[tuple[View, ...], ...]:
+        return ((self.view,),)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return replace(super().preprocessing, size=self.image, ratio=1.0 if self.image < 96 else 0.875)
+
+
+@final
+@dataclass(frozen=True)
 class TwoViews(Recipe):
-    """Two views an image, as in SimCLR (arXiv 2002.05709). Raises ValueError unless they agree in size."""
+    """Two views an image or clip, as in SimCLR (arXiv 2002.05709). Raises ValueError unless they agree in size."""
 
     first: View = View()
     second: View = View()
+    frames: int = 0
 
     def __post_init__(self) -> None:
         _check_one_size(first=self.first, second=self.second)

@@ -16,14 +16,15 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.encoders import ViT
-from visrep.functional import patch_statistics, patchify, unpatchify, widen
+from visrep.functional import displayed, patch_statistics, patchify, repainted, widen
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.decoder import MaskedDecoder
+from visrep.nn.transformer import xavier
 from visrep.schedules import Constant, Cosine, Warmup
 from visrep.views import OneView, View
 
@@ -67,7 +68,7 @@ class MAE(Method):
             depth=cfg.decoder_depth,
             heads=cfg.decoder_heads,
         )
-        self.apply(_initialise)
+        self.apply(xavier)
 
     @property
     def encoder(self) -> Encoder:
@@ -89,33 +90,22 @@ class MAE(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
         """Columns: the image, what the encoder sees, the visible patches with the predicted ones."""
-        images, p = batch.crops[0][0], self.cfg.encoder.patch
-        keep, _, prediction = self._predict(images, at)
-        patches = patchify(images, p)
+        images, view = batch.crops[0][0], self.cfg.views.view
+        _, hidden, prediction = self._predict(images, at)
         if self.cfg.norm_pixels:  # a prediction lacks each patch's mean and contrast: take the true ones
-            mean, std = patch_statistics(patches)
+            mean, std = patch_statistics(patchify(images, self.cfg.encoder.patch))
             prediction = prediction * std + mean
-        visible = torch.zeros_like(patches[:, :, :1]).scatter(1, keep.unsqueeze(-1), 1.0)  # b n 1
-        columns = [patches, patches * visible, torch.where(visible > 0, patches, prediction)]
-        grid = (images.shape[-2] // p, images.shape[-1] // p)
-        rows = torch.stack([unpatchify(column, p, grid) for column in columns], dim=1)  # b columns c h w
-        view = self.cfg.views.view
-        mean, std = (rows.new_tensor(values).view(-1, 1, 1) for values in (view.mean, view.std))
-        return {"reconstructions": (rows * std + mean).clamp(0, 1)}
+        mask = torch.zeros(prediction.shape[:2], dtype=torch.bool, device=images.device).scatter(
+            1, hidden, True
+        )
+        rows = repainted(images, prediction, mask, self.cfg.encoder.patch)
+        return {"reconstructions": displayed(rows, view.mean, view.std)}
 
     def _predict(self, images: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor]:
         """Kept and hidden indices, and a prediction of every patch."""
         n = (images.shape[-2] // self.cfg.encoder.patch) * (images.shape[-1] // self.cfg.encoder.patch)
         keep, hidden = random_split(at.rand(len(images), n), self.cfg.mask_ratio)
         return keep, hidden, self.decoder(self.backbone(images, keep=keep), keep, hidden)
-
-
-def _initialise(module: nn.Module) -> None:
-    """The official start of every linear layer, the patch embedding's included."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def tiny() -> Run[Config]:

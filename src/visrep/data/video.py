@@ -1,0 +1,99 @@
+"""Clips of videos: of video files, or of folders that each hold the frames of one video."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from visrep.data.decode import Raw
+from visrep.data.film import need_pyav, read_film
+from visrep.data.folder import class_folders, is_image
+from visrep.data.source import Source
+
+SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .3gp".split())
+
+
+class Clips(Source):
+    """``clips`` evenly spaced clips of each video below ``root``, of ``frames`` frames, every ``stride``-th one.
+
+    A single clip is the middle of its video; the last frame of a short video is repeated. A clip is the same in each
+    epoch, so that it can be kept decoded: for other moments each time let it be longer than the views of it (``frames``
+    of a recipe). Labels are the top-level folders when every video lies in one, as in a folder of images.
+    Clips of one video are alike: to judge on several a video, bring a test split of other videos.
+    """
+
+    def __init__(
+        self, root: Path, files: list[str], *, frames: int = 16, stride: int = 2, clips: int = 1
+    ) -> None:
+        """``files`` are paths relative to ``root``: videos, or where there are none the frames of videos.
+
+        Raises ValueError for settings below 1 and when there are no videos, ImportError for files without PyAV.
+        """
+        if min(frames, stride, clips) < 1:
+            raise ValueError(f"frames={frames}, stride={stride}, clips={clips}: each must be at least 1.")
+        self.root, self.name = root, str(root)
+        self.frames, self.stride, self.clips = frames, stride, clips
+        self.videos: dict[str, list[str]] = {file: [] for file in files if is_video(file)}
+        """name to the files of its frames, of which a video file has none"""
+        if self.videos:
+            need_pyav()
+        else:
+            self.videos = frame_folders(root, files)
+        if not self.videos:
+            raise ValueError(f"no videos in {root}: neither video files nor folders of frames.")
+        self.names = list(self.videos)
+        labels, self.classes = class_folders(self.names)
+        self.labels = None if labels is None else labels.repeat(clips)
+
+    def __len__(self) -> int:
+        return len(self.names) * self.clips
+
+    def read(self, index: int) -> list[Raw]:
+        name, place = self._place(index)
+        if self.videos[name]:
+            return [path.read_bytes() for path in self._frames(name, place)]
+        return list(read_film(self.root / name, lambda total: self.moments(total, place)))
+
+    def key(self, index: int) -> str:
+        """The video, and which of its clips when there are several."""
+        video, clip = divmod(index, self.clips)
+        return self.names[video] + (f"#{clip}" if self.clips > 1 else "")
+
+    def stamp(self, index: int) -> str:
+        """Changes with the settings and when the video is replaced: size and time of change of its files."""
+        name, place = self._place(index)
+        files = self._frames(name, place) if self.videos[name] else [self.root / name]
+        try:
+            status = [file.stat() for file in files]
+        except OSError:
+            return "unreadable"
+        changes = ":".join(f"{each.st_size}:{each.st_mtime_ns}" for each in status)
+        return f"{self.frames}x{self.stride}@{place}:{changes}"
+
+    def moments(self, total: int, place: float) -> list[int]:
+        """Frames of a clip of a video of ``total`` frames; ``place`` from 0 to 1 says where in it the clip lies."""
+        steps = range(0, self.frames * self.stride, self.stride)
+        first = int(place * max(0, total - 1 - steps[-1]) + 0.5)
+        return [min(first + step, total - 1) for step in steps]
+
+    def _place(self, index: int) -> tuple[str, float]:
+        """The name of the video of a clip, and its place in it."""
+        video, clip = divmod(index, self.clips)
+        return self.names[video], (clip + 0.5) / self.clips
+
+    def _frames(self, name: str, place: float) -> list[Path]:
+        files = self.videos[name]
+        return [self.root / files[moment] for moment in self.moments(len(files), place)]
+
+
+def is_video(file: str) -> bool:
+    return os.path.splitext(file)[1].lower() in SUFFIXES  # noqa: PTH122 - as in `is_image`
+
+
+def frame_folders(root: Path, files: list[str]) -> dict[str, list[str]]:
+    """The images among ``files`` by the folder that holds them, each folder a video."""
+    folders: defaultdict[str, list[str]] = defaultdict(list)
+    for file in filter(is_image, files):
+        folders[file.rpartition("/")[0] or root.name].append(file)
+    return dict(folders)

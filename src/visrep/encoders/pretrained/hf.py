@@ -1,0 +1,123 @@
+"""Vision models of `transformers`, from the Hugging Face hub or from a folder."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import nn
+
+from visrep.encoders.pretrained.agreement import TOLERANCE, disagreement
+from visrep.encoders.pretrained.convert_vit import Untold, to_video, to_vit
+from visrep.encoders.pretrained.extras import extra
+from visrep.encoders.pretrained.hf_families import family
+from visrep.encoders.pretrained.hf_names import official_names
+from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel, size_of
+from visrep.method import Encoder, Preprocessing
+
+
+def load(name: str) -> Encoder:
+    """The encoder ``name``: a repository on the hub, or a folder with ``config.json`` and ``model.safetensors``.
+
+    Raises ImportError without the extra, ConnectionError when it cannot be downloaded, ValueError for kinds of models
+    that are not known.
+    """
+    transformers = extra("transformers")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        kind = family(config.model_type)
+        config = vision_part(config)
+        model_class = getattr(transformers, kind.model)
+        model = model_class.from_pretrained(name, config=config, dtype="float32")
+    except OSError as error:
+        raise ConnectionError(
+            f"hf:{name} cannot be loaded ({first_line(error)}). Without a network, fetch config.json, "
+            f"model.safetensors and preprocessor_config.json from https://huggingface.co/{name}/tree/main, put "
+            "them into one folder and give hf:FOLDER."
+        ) from error
+    return encoder_of(model, preprocessing(name, config))
+
+
+def encoder_of(model: nn.Module, preprocessing: Preprocessing) -> Encoder:
+    """Ours with the weights of a `transformers` model where ours can express it, else a wrapper around it."""
+    description = json.dumps(model.config.to_dict(), sort_keys=True)  # pyright: ignore
+    wrapped = HfEncoder(HfModel(description), model).eval()
+    wrapped.preprocessing = preprocessing
+    ours = convert(model, wrapped)
+    if ours is None:
+        return wrapped
+    ours.preprocessing = preprocessing
+    return ours if disagreement(ours, wrapped) < TOLERANCE else wrapped
+
+
+def convert(model: nn.Module, wrapped: HfEncoder) -> Encoder | None:
+    """Ours with the same weights, or None where ours differs in what it computes."""
+    values, kind = wrapped.values, wrapped.family
+    gated = values.get("use_gated_mlp", False)
+    if not kind.convert or values["hidden_act"] != ("silu" if gated else "gelu"):
+        return None
+    untold = Untold(
+        heads=values["num_attention_heads"],
+        norm_eps=values["layer_norm_eps"],
+        position_antialias=kind.antialias,
+        rows_before=int(kind.cls),
+    )
+    weights = official_names(model.state_dict())
+    try:
+        if kind.convert == "vit":
+            return to_vit(weights, untold)
+        position = "rope" if values["model_type"] == "vjepa2" else "sequence"
+        return to_video(weights, untold, wrapped.frames, wrapped.size, position)
+    except ValueError:
+        return None  # an unusual variant: wrapped
+
+
+def vision_part(config: Any) -> Any:
+    """The configuration of the vision tower, of a model of images and text."""
+    values = config.to_dict()
+    return config.vision_config if "vision_config" in values else config
+
+
+def preprocessing(name: str, config: Any) -> Preprocessing:
+    """What ``preprocessor_config.json`` says, or ImageNet's usual values at the model's size without that file."""
+    base = extra("transformers.image_processing_base")
+    values = config.to_dict()
+    wrapped_size, frames = size_of(values), values.get("num_frames", values.get("frames_per_clip", 0))
+    try:
+        said, _ = base.ImageProcessingMixin.get_image_processor_dict(name)
+    except (OSError, ValueError):
+        return Preprocessing(wrapped_size, frames=frames)
+    return read_preprocessing(said, wrapped_size, frames)
+
+
+def read_preprocessing(said: dict[str, Any], image: int, frames: int = 0) -> Preprocessing:
+    """``said``: the contents of ``preprocessor_config.json``; ``image``: the size where it names none."""
+    resized = shortest(said.get("size"))
+    cropped = shortest(said.get("crop_size")) if said.get("do_center_crop", False) else 0
+    size = cropped or resized or image
+    normal = said.get("do_normalize", True)
+    return Preprocessing(
+        size=size,
+        ratio=min(1.0, size / resized) if cropped and resized else float(said.get("crop_pct") or 1.0),
+        mean=triple(said.get("image_mean", Preprocessing.mean)) if normal else (0.0, 0.0, 0.0),
+        std=triple(said.get("image_std", Preprocessing.std)) if normal else (1.0, 1.0, 1.0),
+        frames=frames,
+    )
+
+
+def shortest(size: Any) -> int:
+    """The shorter side that a size in any of the forms of `transformers` asks for, 0 for none."""
+    if isinstance(size, dict):
+        return int(min((v for k, v in size.items() if k in ("shortest_edge", "height", "width")), default=0))
+    return int(size or 0)
+
+
+def triple(values: Any) -> tuple[float, float, float]:
+    """A value a channel; grey images repeat theirs."""
+    values = tuple(float(v) for v in (values if isinstance(values, (list, tuple)) else [values]))
+    return values if len(values) == 3 else (values[0],) * 3
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,113 @@
+"""Image towers of open_clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from visrep.encoders.checks import check_images, check_layers, check_whole
+from visrep.encoders.pretrained.extras import extra
+from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
+from visrep.method import Encoder, Preprocessing, Tokens
+
+
+@dataclass(frozen=True)
+class OpenClipModel:
+    """An image tower of open_clip, by the name of the whole model there."""
+
+    name: str
+
+    def build(self) -> Encoder:
+        """A network with fresh weights."""
+        return wrap(self, extra("open_clip").create_model(self.name, load_weights=False).visual)
+
+
+def load(name: str) -> Encoder:
+    """The image tower ``NAME@TAG`` or ``NAME@FILE``; without either it has fresh weights.
+
+    Raises ImportError without the extra, ConnectionError when the weights cannot be downloaded, ValueError for names
+    and tags that there are not.
+    """
+    open_clip = extra("open_clip")
+    name, _, weights = name.partition("@")
+    if name not in open_clip.list_models():
+        raise ValueError(f"open_clip has no model {name!r}. See open_clip.list_models().")
+    try:
+        model = open_clip.create_model(name, pretrained=weights or None, load_weights=bool(weights))
+    except OSError as error:
+        raise ConnectionError(
+            f"the weights {weights} of open_clip:{name} cannot be had ({str(error)[:200]}). Without a network, fetch "
+            f"their file and give open_clip:{name}@FILE."
+        ) from error
+    except RuntimeError as error:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ValueError(f"open_clip:{name}@{weights}: {str(error)[:300]} Tags of {name}: {tags}.") from error
+    return wrap(OpenClipModel(name), model.visual)
+
+
+def wrap(config: OpenClipModel, visual: nn.Module) -> Encoder:
+    """The tower behind the interface of our encoders, in evaluation mode; one of timm as `TimmEncoder`."""
+    own: Any = visual
+    encoder = (
+        TimmEncoder(config, own.trunk)
+        if "trunk" in dict(visual.named_children())
+        else OpenClipEncoder(config, visual)
+    )
+    said = own.preprocess_cfg
+    size = said["size"] if isinstance(said["size"], int) else min(said["size"])
+    encoder.preprocessing = Preprocessing(size, ratio=1.0, mean=tuple(said["mean"]), std=tuple(said["std"]))
+    return encoder.eval()
+
+
+@final
+class OpenClipEncoder(Encoder):
+    """A vision transformer or ResNet of open_clip. Layers are blocks through the last norm, or stages."""
+
+    def __init__(self, config: OpenClipModel, visual: nn.Module) -> None:
+        super().__init__()
+        own: Any = visual
+        self.config: OpenClipModel = config
+        self.visual = visual
+        self.tokens = "transformer" in dict(visual.named_children())
+        if self.tokens:
+            self.width, self.depth = own.transformer.width, own.transformer.layers
+            self.stride = own.patch_size[0]
+        else:
+            self.width, self.depth, self.stride = own.attnpool.k_proj.in_features, 5, 32
+        self.preprocessing = Preprocessing(224)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        layers: tuple[int, ...] = (),
+        attention: bool = False,
+    ) -> Tokens:
+        """Encode images; see `Encoder.forward`. Raises ValueError for keep, mask and attention."""
+        check_whole(f"wrapped {type(self.visual).__name__}", keep, mask, attention)
+        check_images(images, 3)
+        check_layers(layers, self.depth)
+        own: Any = self.visual
+        indices = sorted({*layers, self.depth})
+        out = own.forward_intermediates(
+            images,
+            indices=[layer - 1 for layer in indices],
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_extra_tokens=True,
+        )
+        front = out.get("image_intermediates_prefix", [None] * len(indices))
+        states = zip(indices, out["image_intermediates"], front, strict=True)
+        found = {
+            layer: Tokens(
+                patches=x.flatten(2).transpose(1, 2),
+                grid=(x.shape[2], x.shape[3]),
+                cls=None if before is None else before[:, 0],
+            )
+            for layer, x, before in states
+        }
+        return replace(found[self.depth], layers=tuple(found[layer] for layer in layers))

@@ -1,0 +1,224 @@
+"""Training an encoder with a linear classifier on labelled images, as `finetune` does it."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from visrep.config import Optim
+from visrep.data.canvas import CanvasSet
+from visrep.data.workers import default_workers
+from visrep.encoders import VideoViT, ViT
+from visrep.evaluation.features import Features, centred, evaluation_mode
+from visrep.evaluation.holdout import hold_out
+from visrep.evaluation.mixing import Mixing, mix
+from visrep.method import At, Encoder
+from visrep.schedules import Cosine, Warmup
+from visrep.views import OneView, View, draw
+
+MICRO = 256
+"""images through the network at a time, which bounds memory"""
+LAST_LR = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of fine-tuning."""
+
+    tries: tuple[tuple[float, float], ...]
+    """(learning rate, layer decay); of several the one with the best held-out accuracy is taken"""
+    epochs: float
+    least_steps: int = 0
+    """for few images, of which ``epochs`` would be too few steps"""
+    warmup: float
+    """share of the steps"""
+    batch: int
+    """or all images, when there are fewer"""
+    view: View
+    """its size and normalisation are the encoder's"""
+    mixing: Mixing = Mixing()
+    drop_path: float = 0.1
+    """of vision transformers"""
+    weight_decay: float = 0.05
+
+    def steps(self, n: int) -> int:
+        """For ``n`` images."""
+        return max(1, self.least_steps, round(self.epochs * n / min(self.batch, n)))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images of a set, with labels."""
+
+    canvases: CanvasSet
+    index: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+
+    @classmethod
+    def of(cls, canvases: CanvasSet, features: Features) -> Images:
+        """Those that features were made of. Raises ValueError without labels."""
+        if features.labels is None:
+            raise ValueError("fine-tuning needs labels, and these images come without.")
+        return cls(canvases, features.index, features.labels)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, rows: Int64[Tensor, " m"]) -> Images:
+        return Images(self.canvases, self.index[rows], self.labels[rows])
+
+
+class Classifier(nn.Module):
+    """Images or clips to logits "b k"."""
+
+    def __init__(self, encoder: Encoder, k: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.width, k)
+        nn.init.trunc_normal_(self.head.weight, std=2e-5)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Float[Tensor, "b *c h w"]) -> Float[Tensor, "b k"]:
+        return self.head(self.encoder(images).pool("mean")).float()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Trains copies of an encoder; all but images and what is tried stays the same."""
+
+    encoder: Encoder
+    classes: Tensor
+    recipe: Recipe
+    device: torch.device
+    seed: int
+    progress: bool
+    title: str
+
+    def choose(self, images: Images, tries: tuple[tuple[float, float], ...]) -> tuple[float, float]:
+        """The one with the best accuracy on images that were held out, the first among equals."""
+        if len(tries) == 1:
+            return tries[0]
+        fitted, held_out = (images.rows(rows) for rows in hold_out(images.labels, self.seed))
+        accuracies = []
+        for number, (lr, decay) in enumerate(tries, start=1):
+            network = self(fitted, lr, decay, f"try {number} of {len(tries)}")
+            accuracies.append(float((self.predict(network, held_out) == held_out.labels).double().mean()))
+        return tries[int(np.argmax(accuracies))]
+
+    def __call__(self, images: Images, lr: float, layer_decay: float, what: str) -> Classifier:
+        """The network, trained to the end."""
+        recipe, n = self.recipe, len(images)
+        batch, total = min(recipe.batch, n), recipe.steps(n)
+        schedule = Warmup(recipe.warmup, then=Cosine(lr, LAST_LR))
+        batches = images.canvases.stream(
+            shuffled(images.index.numpy(), batch, total, self.seed), rows=batch, workers=default_workers()
+        )
+        shown = self.progress and sys.stderr.isatty()
+        steps = track(
+            batches,
+            f"fine-tuning, {self.title}, {what}",
+            total=total,
+            console=Console(stderr=True),
+            disable=not shown,
+            transient=True,
+        )
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)  # of the classifier and of drop path
+            network = Classifier(trainable(self.encoder, recipe.drop_path), len(self.classes))
+            network.to(self.device).train()
+            optimiser = torch.optim.AdamW(parameter_groups(network, recipe.weight_decay, layer_decay))
+            for step, canvases in enumerate(steps):
+                rng = torch.Generator(self.device).manual_seed((self.seed << 32) + step)
+                at = At(step, total, total, rng)  # the whole is one epoch: the warm-up is a share of it
+                for group in optimiser.param_groups:
+                    group["lr"] = schedule(at) * group["scale"]
+                assert canvases.labels is not None
+                x = draw(self._views(images.canvases), canvases.to(self.device), at).crops[0][0]
+                y = torch.searchsorted(self.classes, canvases.labels).to(self.device)
+                mixing = np.random.default_rng([self.seed, step])
+                optimiser.zero_grad()
+                self._backward(network, *mix(x, y, len(self.classes), recipe.mixing, mixing))
+                optimiser.step()
+        return network
+
+    def predict(self, network: Classifier, images: Images) -> Tensor:
+        """A label for each image, seen as in every other protocol."""
+        expects, index = self.encoder.preprocessing, images.index.numpy()
+        with evaluation_mode(network), torch.no_grad():
+            logits = [
+                network(x).cpu() for x, *_ in centred(images.canvases, index, expects, MICRO, self.device)
+            ]
+        return self.classes[torch.cat(logits).argmax(-1)]
+
+    def _views(self, canvases: CanvasSet) -> OneView:
+        expects = self.encoder.preprocessing
+        view = replace(self.recipe.view, size=expects.size, mean=expects.mean, std=expects.std)
+        return OneView(view, frames=expects.frames or canvases.source.frames)
+
+    def _backward(self, network: Classifier, x: Tensor, y: Tensor) -> None:
+        parts = math.ceil(len(x) / MICRO)
+        for pixels, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                logits = network(pixels)
+            (F.cross_entropy(logits, targets, reduction="sum") / len(x)).backward()
+
+
+def shuffled(
+    index: Int64[np.ndarray, " n"], batch: int, total: int, seed: int
+) -> Iterator[Int64[np.ndarray, " b"]]:
+    """So many batches; each epoch in a new order, what is left of it dropped."""
+    steps = len(index) // batch
+    for step in range(total):
+        epoch, at = divmod(step, steps)
+        order = np.random.default_rng([seed, epoch]).permutation(index)
+        yield order[at * batch : (at + 1) * batch]
+
+
+def trainable(encoder: Encoder, drop_path: float) -> Encoder:
+    """A copy with this rate of drop path, where it is a vision transformer."""
+    config = encoder.config
+    if isinstance(config, ViT | VideoViT):
+        config = replace(config, drop_path=drop_path)
+    copy: Encoder = config.build()
+    copy.load_state_dict(encoder.state_dict())
+    copy.preprocessing = encoder.preprocessing
+    return copy
+
+
+def parameter_groups(network: Classifier, weight_decay: float, layer_decay: float) -> list[dict]:
+    """Groups by weight decay (none for biases, norms, tokens and positions) and ``scale`` of the learning rate.
+
+    Where no layer can be told from the names of the parameters, all of them learn alike.
+    """
+    depth = network.encoder.depth
+    layers = {name: layer_of(name, depth) for name, _ in network.named_parameters()}
+    if not any(0 < layer <= depth for layer in layers.values()):
+        layer_decay = 1.0
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in network.named_parameters():
+        decays = parameter.ndim > 1 and not any(fnmatchcase(name, pattern) for pattern in Optim().no_decay)
+        scale = layer_decay ** (depth + 1 - layers[name])
+        empty = {"params": [], "scale": scale, "weight_decay": weight_decay if decays else 0.0}
+        groups.setdefault((layers[name], decays), empty)["params"].append(parameter)
+    return list(groups.values())
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Which layer a parameter of a `Classifier` is of: 0 below the first, depth + 1 for last norm and classifier."""
+    if numbered := re.search(r"\b(?:blocks|stages)\.(\d+)\.", name):
+        return int(numbered[1]) + 1
+    if numbered := re.search(r"\blayer(\d)\.", name):
+        return int(numbered[1])
+    return depth + 1 if re.search(r"\b(?:norm|head)\.", name) else 0

@@ -20,7 +20,7 @@ from visrep.encoders.vit import VisionTransformer, ViT
 from visrep.nn.transformer import MlpKind
 
 Weights = dict[str, Tensor]
-E = TypeVar("E", VisionTransformer, VideoTransformer)
+E = TypeVar("E", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)

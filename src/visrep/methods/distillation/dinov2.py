@@ -67,8 +67,6 @@ class Config:
     """width of a head's two hidden layers"""
     bottleneck: int = 256
     """width in which features are compared with the prototypes"""
-    batch_norm: bool = False
-    """BatchNorm in the head: short runs need it, or all images get nearly the same code for long"""
     tau_student: float = 0.1
     tau_teacher: Schedule = Ramp(0.04, 0.07, epochs=30)
     """lower it when the loss stays at log(prototypes)"""
@@ -98,12 +96,7 @@ class DINOv2(Method):
         width = cfg.encoder.width
         head, patch_head = (
             PrototypeHead(
-                width,
-                cfg.prototypes,
-                hidden=cfg.hidden,
-                bottleneck=cfg.bottleneck,
-                learn_norm=True,
-                batch_norm=cfg.batch_norm,
+                width, cfg.prototypes, hidden=cfg.hidden, bottleneck=cfg.bottleneck, learn_norm=True
             )
             for _ in range(2)
         )

@@ -77,8 +77,6 @@ class Config:
     """width of the heads' two hidden layers"""
     bottleneck: tuple[int, int] = (256, 256)
     """width in which features are compared with the prototypes"""
-    batch_norm: bool = False
-    """BatchNorm in the head: short runs need it, or all images get nearly the same code for long"""
     tau_student: float = 0.1
     tau_teacher: Schedule = Ramp(0.04, 0.07, epochs=30)
     teacher_decay: Schedule = Cosine(0.992, 1.0)
@@ -97,9 +95,8 @@ class DINOv3(Method):
         super().__init__(cfg)
         self.cfg: Config = cfg
         check_ratios(cfg.mask_probability, cfg.mask_ratio)
-        width, norm = cfg.encoder.width, cfg.batch_norm
         head, patch_head = (
-            PrototypeHead(width, k, hidden=hidden, bottleneck=bottleneck, learn_norm=True, batch_norm=norm)
+            PrototypeHead(cfg.encoder.width, k, hidden=hidden, bottleneck=bottleneck, learn_norm=True)
             for k, hidden, bottleneck in zip(cfg.prototypes, cfg.hidden, cfg.bottleneck, strict=True)
         )
         self.student = TwoLevels(cfg.encoder.build(), head, patch_head)
@@ -184,8 +181,8 @@ def small32() -> Run[Config]:
         teacher_decay=Cosine(0.98, 1.0),
     )
     optim = replace(OPTIM, lr=Warmup(epochs=1, then=Cosine(8e-3, 1e-6)), weight_decay=Constant(0.04))
-    run = Run(method=method, optim=optim, limit=10_000, epochs=6, batch=64, monitor_epochs=2)
-    return replace(run, monitor_images=1000)
+    run = Run(method=method, optim=optim, limit=10_000, epochs=6, batch=64)
+    return replace(run, monitor_epochs=2, monitor_images=1000)
 
 
 def imagenette128() -> Run[Config]:

@@ -62,8 +62,6 @@ class Config:
     """width in which features are compared with the prototypes"""
     learn_norm: bool = False
     """also learn the prototypes' lengths: better for a ViT-S, less stable"""
-    batch_norm: bool = False
-    """BatchNorm in the head: short runs need it, or all images get nearly the same code for long"""
     tau_student: float = 0.1
     tau_teacher: Schedule = Ramp(0.04, 0.07, epochs=30)
     """of cls tokens; lower it when the loss stays at log(prototypes)"""
@@ -95,7 +93,6 @@ class IBOT(Method):
                 hidden=cfg.hidden,
                 bottleneck=cfg.bottleneck,
                 learn_norm=cfg.learn_norm,
-                batch_norm=cfg.batch_norm,
             )
             for _ in range(2)
         )

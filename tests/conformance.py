@@ -27,9 +27,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from visrep.config import Run, from_json, to_json
 from visrep.data.playground import Playground
 from visrep.data.playground_video import PlaygroundVideo
+from visrep.encoders import applied_to
 from visrep.engine import start
 from visrep.functional import feature_std
-from visrep.method import At, Batch, Canvases, Losses, Method, Tokens
+from visrep.method import At, Batch, Canvases, Encoder, Losses, Method, Tokens
 from visrep.methods import load_method, method_class, presets
 from visrep.nn.batchnorm import convert_batchnorm
 from visrep.optim import build_optimizers, clip_gradients, drop_frozen_gradients, set_schedules
@@ -63,6 +64,10 @@ class Case:
     def images(self, n: int) -> Canvases:
         """What it learns from: images, or clips of the length that it wants."""
         return images(n, frames=self.run.method.views.frames)
+
+    def applied(self, method: Method) -> Encoder:
+        """Its encoder for `images`: on clips frame by frame where it is one of images."""
+        return applied_to(method.encoder, self.run.method.views.frames)
 
     def build(self, seed: int = 0, cfg: Any = None) -> Method:
         """The method with fresh weights, at the start of an epoch of 16 images."""
@@ -178,7 +183,7 @@ def check_losses(case: Case) -> None:
     crops = batch.crops[0][0]
     for size in (crops.shape[-1], 2 * crops.shape[-1]):
         resized = nn.functional.interpolate(crops.flatten(0, -4), size=(size, size))
-        tokens = method.encoder(resized.unflatten(0, crops.shape[:-3]))
+        tokens = case.applied(method)(resized.unflatten(0, crops.shape[:-3]))
         assert isinstance(tokens, Tokens)
         assert tokens.pool().shape == (len(batch), method.encoder.width)
     for name, picture in method.pictures(batch, moment()).items():
@@ -408,7 +413,7 @@ def check_learns(case: Case) -> None:
 
     method.eval()
     with torch.no_grad():
-        features = method.encoder(batch(moment(), n=128).crops[0][0]).pool()
+        features = case.applied(method)(batch(moment(), n=128).crops[0][0]).pool()
     method.train()
     late = loss()
     with torch.no_grad():

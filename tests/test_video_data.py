@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,11 @@ from visrep.data import CanvasSet, Loader, Source, film, open_source, open_split
 from visrep.data.cache import fingerprint
 from visrep.data.playground_video import MOTIONS, PlaygroundVideo
 from visrep.data.scene import film as drawn
+from visrep.data.source import Subset
+from visrep.data.split import stratified_split
 from visrep.data.video import Clips
 from visrep.encoders import ViT
-from visrep.evaluation.evaluate import evaluate
+from visrep.evaluation.evaluate import _split, evaluate
 from visrep.method import At, Canvases, Preprocessing
 from visrep.views import OneView, TwoViews, View, center, draw
 
@@ -190,6 +193,36 @@ def test_splits_of_videos(frames: Path):
     train, test = open_splits(f"{frames}:frames=2")
     assert test is not None and train.frames == test.frames == 2
     assert train.classes == test.classes == ("run", "walk")
+
+
+def test_clips_of_a_video_stay_together(tmp_path: Path):
+    """Of each class a fifth of the videos is held out, with all of their clips, also of a part of the clips."""
+    for kind in ("run", "walk"):
+        for video in range(5):
+            folder = tmp_path / kind / str(video)
+            folder.mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (8, 8), (40 * video, 30 * i, 0)).save(folder / f"{i}.png")
+    source = open_source(f"{tmp_path}:frames=2,stride=1,clips=3")
+    assert source.groups is not None and source.groups.tolist() == np.arange(10).repeat(3).tolist()
+    for seed in range(4):
+        fitted, judged = _split(Subset(source, np.arange(30)[::-1]), None, 0, 0, seed)
+        videos = [{side.key(i).split("#")[0] for i in range(len(side))} for side in (fitted, judged)]
+        assert len(fitted) == 24 and len(judged) == 6 and not videos[0] & videos[1]
+        assert sorted(video.split("/")[0] for video in videos[1]) == ["run", "walk"]
+    assert open_source(f"{tmp_path}:frames=2,clips=1").groups is None
+    encoder = ViT(image=16, patch=8, width=24, depth=1, heads=2).build()
+    judged = evaluate(encoder, source, protocols=("knn",), baselines=False)
+    assert "judged on 6 of" in judged.split and "a fifth of each class's videos" in judged.split
+
+
+def test_a_class_of_one_video_cannot_be_split():
+    labels, groups = np.array([0, 0, 1, 1, 1]), np.array([7, 5, 2, 2, 2])
+    with pytest.raises(ValueError, match="1 classes have a single video"):
+        stratified_split(labels, 0.5, 0, groups)
+    fitted, judged = stratified_split(np.zeros(5, dtype=np.int64), 0.5, 0, groups)
+    assert sorted([*fitted, *judged]) == list(range(5))
+    assert set(groups[fitted]).isdisjoint(groups[judged])
 
 
 def test_caches_know_the_settings(frames: Path):
@@ -399,6 +432,14 @@ def test_an_encoder_of_images_is_judged_on_clips():
     encoder = ViT(image=16, patch=8, width=24, depth=1, heads=2).build()
     evaluation = evaluate(encoder, source, protocols=("knn", "attentive"))
     assert {result.encoder for result in evaluation.results} == {"trained", "untrained", "pixels"}
+
+
+def test_a_preset_brings_its_own_data(tmp_path: Path):
+    """From Python as from the command line."""
+    run = visrep.pretrain("videomae:tiny", out=str(tmp_path / "run"), overrides={"epochs": 0.25})
+    assert (
+        json.loads((run / "run.json").read_text())["run"]["data"] == "playground-video:n=64,size=32,frames=4"
+    )
 
 
 def test_videos_as_data(videos: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,24 @@ def test_cutting_and_pasting():
         patches[1, 6 + 3 + 2], clips[1, 2:4, :, 4:8, 8:12].transpose(0, 1)
     )  # time 1, row 1, column 2
     assert torch.equal(paste(patches, (2, 2, 3)), clips)
+
+
+@pytest.mark.parametrize("position", ["sincos", "rope"])
+def test_the_mask_token_stands_for_hidden_patches(position: Position):
+    """What is hidden does not matter, its place does; also where only some patches are encoded."""
+    encoder = replace(SMALL, position=position, mask_token=True).build()
+    clips, mask = torch.randn(2, 4, 3, 32, 32), torch.rand(2, 32) < 0.5
+    pixels = cut(clips, 2, 8)
+    changed = paste(torch.where(mask[:, :, None, None, None, None], pixels + 1, pixels), (2, 4, 4))
+    masked = encoder(clips, mask=mask).patches
+    assert torch.equal(masked, encoder(changed, mask=mask).patches)
+    assert not torch.allclose(masked, encoder(clips).patches)
+    hidden = encoder(clips, mask=torch.ones(2, 32, dtype=torch.bool)).patches
+    assert torch.equal(hidden[0], hidden[1]) and not torch.allclose(hidden[0, :16], hidden[0, 16:])
+    order = torch.arange(32).flip(0).expand(2, -1)
+    torch.testing.assert_close(encoder(clips, mask=mask, keep=order).patches, masked.flip(1))
+    with pytest.raises(ValueError, match="2 images of 2 x 4 x 4 patches need"):
+        encoder(clips, mask=mask[:, :16])
 
 
 def test_saved_and_loaded(tmp_path: Path):

@@ -48,7 +48,7 @@ def with_encoder(run: Run, name: str) -> Run:
 
 def pretrain(
     method: str,
-    data: str = "playground",
+    data: str = "",
     out: str = "",
     *,
     encoder: str = "",
@@ -59,14 +59,14 @@ def pretrain(
 ) -> Path:
     """Train an encoder on images; returns the run folder.
 
-    ``method`` is a name, ``name:preset`` or the path of your own file; ``epochs`` and ``batch`` of 0 keep the
-    preset's; ``overrides`` changes any other field: ``{"method.tau": 0.2}``.
+    ``method`` is a name, ``name:preset`` or the path of your own file; empty ``data``, and ``epochs`` and ``batch``
+    of 0, keep the preset's; ``overrides`` changes any other field: ``{"method.tau": 0.2}``.
     """
     from visrep.engine import start
     from visrep.methods import preset
 
     _, preset_name, run = preset(method)
-    run = replace(run, data=data, out=out, seed=seed)
+    run = replace(run, data=data or run.data, out=out, seed=seed)
     run = replace(run, epochs=epochs or run.epochs, batch=batch or run.batch)
     if encoder:
         run = with_encoder(run, encoder)
@@ -87,7 +87,8 @@ def resume(run: str | Path) -> Path:
 def load_encoder(name: str | Path) -> Encoder:
     """An encoder in evaluation mode: ``encoder(images)`` gives `Tokens`, ``encoder.preprocessing`` what it expects.
 
-    ``name`` is a run folder, an official checkpoint file, ``timm:NAME``, ``hf:NAME_OR_FOLDER`` or ``open_clip:NAME@TAG``.
+    ``name`` is a run folder, an official checkpoint file, ``timm:NAME``, ``hf:NAME_OR_FOLDER`` or
+    ``open_clip:NAME@TAG``.
     """
     from visrep.encoders import load_encoder
 

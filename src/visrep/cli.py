@@ -25,6 +25,7 @@ visrep: learn, judge and use visual representations
   visrep list                                               methods, presets, what is proven
   visrep demo                                               all of it on built-in images, in minutes
 
+evaluate and embed also take public encoders: timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME@TAG, a checkpoint file.
 Add --help to a command for its options. METHOD may be a path to your own Python file.
 """
 

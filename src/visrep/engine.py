@@ -283,7 +283,11 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
     module = build_method(run, method)
     if run.start_from and not resume:
         take_weights(module, method, run.start_from)
-    module.encoder.preprocessing = run.method.views.preprocessing
+    seen = run.method.views.preprocessing
+    images_only = (
+        not module.encoder.preprocessing.frames
+    )  # an encoder of images stays one, also when trained on clips
+    module.encoder.preprocessing = replace(seen, frames=0) if images_only else seen
     if fabric.world_size > 1:
         convert_batchnorm(module)
     if run.compile:

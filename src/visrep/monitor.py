@@ -15,6 +15,7 @@ from visrep.analysis.spectra import alignment, feature_std, rankme, uniformity
 from visrep.config import Run
 from visrep.data import CanvasSet, open_source
 from visrep.data.split import numbered_alike
+from visrep.encoders import applied_to
 from visrep.evaluation.features import Features, count_bad, evaluation_mode, extract
 from visrep.evaluation.knn import knn_accuracy
 from visrep.method import At, Method
@@ -101,7 +102,8 @@ class Monitor:
         np.savez_compressed(self.folder.path / "pictures.npz", allow_pickle=False, **arrays)
 
     def _extract(self, method: Method, canvases: CanvasSet, indices: np.ndarray) -> Features:
-        return extract(method.encoder, canvases, indices, device=self.fabric.device)
+        encoder = applied_to(method.encoder, canvases.source.frames)
+        return extract(encoder, canvases, indices, device=self.fabric.device)
 
     def _vectors(self, features: Features) -> Tensor:
         """The last layer's, as `Tokens.pool` gives it."""
@@ -114,8 +116,9 @@ class Monitor:
         alone = replace(at, rng=rng, rank=0, world=1)
         canvases = self.canvases.get(self.bank[:256]).to(self.fabric.device)
         first, second = (draw(self.run.method.views, canvases, alone).crops[0][0] for _ in range(2))
-        with evaluation_mode(method.encoder):
-            z1, z2 = (method.encoder(crops).pool() for crops in (first, second))
+        encoder = applied_to(method.encoder, self.canvases.source.frames)
+        with evaluation_mode(encoder):
+            z1, z2 = (encoder(crops).pool() for crops in (first, second))
         return alignment(z1.float(), z2.float())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visrep.analysis.record import RunRecord
 from visrep.data import CanvasSet, Source, Subset, canvas_size, open_source, open_splits
-from visrep.encoders import load_encoder
+from visrep.encoders import applied_to, load_encoder
 from visrep.evaluation.features import extract
 from visrep.method import Encoder, Preprocessing, Tokens
 from visrep.views import center
@@ -136,6 +136,7 @@ def build_gallery(record: RunRecord, n: int) -> Gallery:
         source, held_out = _open(run)
         chosen = np.unique(np.linspace(0, len(source) - 1, min(n, len(source))).astype(np.int64))
         some = Subset(source, chosen)
+        encoder = applied_to(encoder, some.frames)
         size = int(run["canvas"]) or canvas_size(some, encoder.preprocessing.size)
         canvases = CanvasSet(some, size, cache="memory", workers=0)
     except (ValueError, OSError, ImportError) as problem:

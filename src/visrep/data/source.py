@@ -21,6 +21,8 @@ class Source(ABC):
     """class names by label, or None"""
     frames: int = 0
     """of each clip; 0 for images"""
+    groups: np.ndarray | None = None
+    """int64 [n]: the video of each clip, where several are of one; they are alike, so a split keeps them together"""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -44,6 +46,7 @@ class Subset(Source):
         self.labels = None if source.labels is None else source.labels[self.indices]
         self.classes = source.classes
         self.frames = source.frames
+        self.groups = None if source.groups is None else source.groups[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

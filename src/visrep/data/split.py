@@ -57,28 +57,35 @@ def numbered_alike(test: Source, train: Source) -> Source:
 
 
 def stratified_split(
-    labels: Int64[np.ndarray, " n"], fraction: float, seed: int
+    labels: Int64[np.ndarray, " n"],
+    fraction: float,
+    seed: int,
+    groups: Int64[np.ndarray, " n"] | None = None,
 ) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
     """Sorted training and test indices: ``fraction`` of each class is test, with at least one on each side.
 
-    Raises ValueError for a fraction outside (0, 1) and for classes of a single image.
+    Rows of one of ``groups``, such as the clips of a video, have one label and stay on one side: ``fraction`` is then
+    that of each class's groups.
+    Raises ValueError for a fraction outside (0, 1) and for classes of a single image or group.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction}: the share of test images lies between 0 and 1, say 0.2.")
     rng = np.random.default_rng(seed)
-    classes, counts = np.unique(labels, return_counts=True)
+    group, what = (np.arange(len(labels)), "image") if groups is None else (groups, "video")
+    _, first, group = np.unique(group, return_index=True, return_inverse=True)
+    label_of = labels[first]
+    classes, counts = np.unique(label_of, return_counts=True)
     if len(classes) and counts.min() < 2:
         lonely = classes[counts < 2]
         raise ValueError(
-            f"{len(lonely)} classes have a single image (label {lonely[0]} is the first), which cannot be "
+            f"{len(lonely)} classes have a single {what} (label {lonely[0]} is the first), which cannot be "
             "in both train and test. Leave them out, or bring a test split."
         )
-    test = []
+    test = np.zeros(len(label_of), dtype=bool)
     for label, count in zip(classes, counts, strict=True):
         wanted = min(max(round(fraction * count), 1), count - 1)
-        test.append(rng.permutation(np.flatnonzero(labels == label))[:wanted])
-    held_out = np.sort(np.concatenate(test)) if test else np.empty(0, dtype=np.int64)
-    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+        test[rng.permutation(np.flatnonzero(label_of == label))[:wanted]] = True
+    return np.flatnonzero(~test[group]), np.flatnonzero(test[group])
 
 
 def _folders(folder: Path, clips: dict[str, int] | None) -> tuple[Source, Source] | None:

@@ -6,6 +6,8 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 from visrep.data.decode import Raw
 from visrep.data.film import need_pyav, read_film
 from visrep.data.folder import class_folders, is_image
@@ -20,7 +22,7 @@ class Clips(Source):
     A single clip is the middle of its video; the last frame of a short video is repeated. A clip is the same in each
     epoch, so that it can be kept decoded: for other moments each time let it be longer than the views of it (``frames``
     of a recipe). Labels are the top-level folders when every video lies in one, as in a folder of images.
-    Clips of one video are alike: to judge on several a video, bring a test split of other videos.
+    Clips of one video are alike: `stratified_split` keeps them together.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Clips(Source):
         self.names = list(self.videos)
         labels, self.classes = class_folders(self.names)
         self.labels = None if labels is None else labels.repeat(clips)
+        self.groups = np.arange(len(self.names)).repeat(clips) if clips > 1 else None
 
     def __len__(self) -> int:
         return len(self.names) * self.clips

@@ -1,7 +1,7 @@
 """Encoders: images or clips in, `visrep.method.Tokens` out. A configuration's ``build()`` makes the network."""
 
 from visrep.encoders.convnet import ConvNet
-from visrep.encoders.frames import FrameAverage
+from visrep.encoders.frames import FrameAverage, applied_to
 from visrep.encoders.named import NAMED, EncoderConfig
 from visrep.encoders.pretrained import load_encoder
 from visrep.encoders.resnet import ResNet
@@ -17,6 +17,7 @@ __all__ = [
     "ResNet",
     "ViT",
     "VideoViT",
+    "applied_to",
     "load_encoder",
     "save_encoder",
 ]

@@ -52,6 +52,11 @@ class FrameAverage(Encoder):
         return _joined(found, b, t, tuple(_joined(layer, b, t, ()) for layer in found.layers))
 
 
+def applied_to(encoder: Encoder, frames: int) -> Encoder:
+    """The encoder for clips of ``frames`` frames: a `FrameAverage` of it where it is one of images. 0: for images."""
+    return FrameAverage(encoder) if frames and not encoder.preprocessing.frames else encoder
+
+
 def _joined(tokens: Tokens, b: int, t: int, layers: tuple[Tokens, ...]) -> Tokens:
     """The tokens of all frames of a clip together."""
 

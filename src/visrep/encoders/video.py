@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, final, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from visrep.encoders.checks import check_choice, check_keep, check_layers
-from visrep.encoders.vit import patch_grid, take
+from visrep.encoders.vit import covered, learned_tokens, patch_grid, take
 from visrep.method import Encoder, Preprocessing, Tokens
 from visrep.nn.positions import Rotary
 from visrep.nn.positions_video import Grid, rotary_3d, sincos_3d, sincos_sequence
@@ -44,6 +44,8 @@ class VideoViT:
     norm_eps: float = 1e-6
     """added to the variance in every LayerNorm"""
     channels: int = 3
+    mask_token: bool = False
+    """learn a token that stands for hidden patches, for methods whose encoder sees it"""
 
     def __post_init__(self) -> None:
         check_choice("position", self.position, get_args(Position))
@@ -120,6 +122,7 @@ class VideoTransformer(Encoder):
         self.patch_embed = TubeletEmbed(config.channels, config.tubelet, config.patch, config.width)
         table = None if config.position == "rope" else TABLES[config.position](self.grid, config.width)
         self.register_buffer("position", table, persistent=False)
+        self.mask_token = learned_tokens(1, config.width) if config.mask_token else None
         self.blocks = nn.ModuleList(
             Block(
                 config.width,
@@ -137,26 +140,27 @@ class VideoTransformer(Encoder):
         images: Float[Tensor, "b t c h w"],
         *,
         keep: Int[Tensor, "b m"] | None = None,
-        mask: Tensor | None = None,
+        mask: Bool[Tensor, "b n"] | None = None,
         layers: tuple[int, ...] = (),
         attention: bool = False,
     ) -> Tokens:
-        """Encode clips; see `Encoder.forward`. There is no mask token.
+        """Encode clips; see `Encoder.forward`.
 
-        Raises ValueError for images, sizes that do not divide, layers that do not exist and indices that do not fit.
+        Raises ValueError for images, sizes that do not divide, layers that do not exist, masks or indices that do not
+        fit.
         """
         if images.ndim != 5 or images.shape[2] != self.config.channels:
             raise ValueError(
                 f"Expected clips 'b t c h w' with {self.config.channels} channels, got shape {tuple(images.shape)}."
             )
-        if mask is not None:
-            raise ValueError("mask= needs a mask token, which this encoder lacks. Use keep=.")
         check_layers(layers, self.depth)
         if keep is not None:
             check_keep(keep, len(images))
         _, t, _, height, width = images.shape
         grid = clip_grid(t, height, width, self.config.tubelet, self.config.patch)
         x = self.patch_embed(images, keep)
+        if mask is not None:
+            x = covered(x, mask, keep, grid, self.mask_token)
         if self.position is not None:
             position = self._table(grid)
             x = x + (position if keep is None else position[keep])

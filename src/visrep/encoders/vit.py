@@ -95,6 +95,28 @@ def learned_tokens(n: int, width: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, n, width), std=0.02))
 
 
+def covered(
+    x: Float[Tensor, "b m d"],
+    mask: Bool[Tensor, "b n"],
+    keep: Int[Tensor, "b m"] | None,
+    grid: tuple[int, ...],
+    token: Tensor | None,
+) -> Float[Tensor, "b m d"]:
+    """Embedded patches (those of ``keep``) with the mask token in place of those that ``mask`` hides.
+
+    Raises ValueError without a token, or when the mask does not fit the grid of patches.
+    """
+    if token is None:
+        raise ValueError("mask= needs a mask token, which this encoder lacks. Build it with mask_token=True.")
+    if mask.shape != (len(x), math.prod(grid)):
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}; {len(x)} images of {' x '.join(map(str, grid))} "
+            f"patches need {(len(x), math.prod(grid))}."
+        )
+    hidden = mask if keep is None else mask.gather(1, keep)
+    return torch.where(hidden.unsqueeze(-1), token.to(x.dtype), x)
+
+
 @final
 class PatchEmbed(nn.Module):
     """One linear map of the pixels of each patch: the usual strided convolution, its kernel flattened."""
@@ -200,17 +222,7 @@ class VisionTransformer(Encoder):
         """All tokens before the first block, "b n d": cls, registers, patches."""
         x = self.patch_embed(images, keep)
         if mask is not None:
-            if self.mask_token is None:
-                raise ValueError(
-                    "mask= needs a mask token, which this encoder lacks. Build it with mask_token=True."
-                )
-            if mask.shape != (len(images), math.prod(grid)):
-                raise ValueError(
-                    f"mask has shape {tuple(mask.shape)}; {len(images)} images of {grid[0]} x {grid[1]} "
-                    f"patches need {(len(images), math.prod(grid))}."
-                )
-            mask = mask if keep is None else mask.gather(1, keep)
-            x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+            x = covered(x, mask, keep, grid, self.mask_token)
         if self.position is not None:
             position = self._resampled(self.position, grid)
             x = x + (position if keep is None else position[0, keep])

@@ -10,6 +10,7 @@ import torch
 
 from visrep.config import to_json
 from visrep.data.source import Source
+from visrep.encoders import applied_to
 from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import Evaluation, evaluate
 from visrep.evaluation.finetune import RECIPES
@@ -131,6 +132,7 @@ def compare_without_labels(
 
     Raises ValueError, with the name of the encoder, when features are not finite.
     """
+    encoders = {name: applied_to(encoder, source.frames) for name, encoder in encoders.items()}
     entries: list[Entry] = []
     twins: dict[str, tuple[Encoder, list[str]]] = {}
     for name, encoder in encoders.items():

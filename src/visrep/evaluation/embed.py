@@ -15,7 +15,7 @@ from rich.progress import track
 
 from visrep.data.canvas import CanvasSet, canvas_size
 from visrep.data.source import Source
-from visrep.encoders import FrameAverage
+from visrep.encoders import applied_to
 from visrep.evaluation.features import Features, count_bad, stream
 from visrep.evaluation.writers import WRITERS, Writer
 from visrep.method import Encoder
@@ -46,8 +46,7 @@ def embed(
     if out.suffix not in WRITERS:
         raise ValueError(f"cannot write {out.name!r}: use a name that ends in {', '.join(WRITERS)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    if source.frames and not encoder.preprocessing.frames:
-        encoder = FrameAverage(encoder)
+    encoder = applied_to(encoder, source.frames)
     canvases = CanvasSet(source, canvas_size(source, encoder.preprocessing.size), cache="off")
     layer = layer or encoder.depth
     parts = stream(

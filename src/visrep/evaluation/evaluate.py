@@ -11,7 +11,7 @@ import torch
 from visrep.data.canvas import CanvasSet, canvas_size
 from visrep.data.source import Source, Subset
 from visrep.data.split import stratified_split
-from visrep.encoders import FrameAverage
+from visrep.encoders import applied_to
 from visrep.evaluation.features import Features, extract, pixel_features
 from visrep.evaluation.fingerprint import fingerprint
 from visrep.evaluation.fitting import Images
@@ -60,21 +60,22 @@ def evaluate(
 ) -> Evaluation:
     """Judge an encoder on labelled images, frozen or fine-tuned; no setting is chosen on the test images.
 
-    Without ``test`` a stratified fifth of ``train`` is held out. ``limit`` and ``test_limit`` keep so many
-    images, the first of every class. The last layer is always judged, ``layers`` adds others. ``baselines``
-    adds the untrained twin (see `untrained_twin`) in every protocol and raw pixels (32 x 32, normalised) in
-    those that read one vector an image. An encoder of images sees clips frame by frame (see `FrameAverage`).
+    Without ``test`` a stratified fifth of ``train`` is held out, of clips a fifth of their videos. ``limit`` and
+    ``test_limit`` keep so many images, the first of every class. The last layer is always judged, ``layers`` adds
+    others. ``baselines`` adds the untrained twin (see `untrained_twin`) in every protocol and raw pixels (32 x 32,
+    normalised) in those that read one vector an image. An encoder of images sees clips frame by frame (see
+    `FrameAverage`).
     ``seed`` draws splits, twin, probes and resamples.
     Raises ValueError for an unknown protocol, labels that cannot be used, or features that are not finite.
     """
     check_protocols(protocols)
     device = torch.device(device)
-    origin = f"{train.name}: a fifth of each class, seed {seed}" if test is None else test.name
+    fifth = "a fifth of each class" if train.groups is None else "a fifth of each class's videos"
+    origin = f"{train.name}: {fifth}, seed {seed}" if test is None else test.name
     train, test = _split(train, test, limit, test_limit, seed)
     size = canvas_size(train, encoder.preprocessing.size)
     sides = [CanvasSet(source, size, progress=progress) for source in (train, test)]
-    if train.frames and not encoder.preprocessing.frames:
-        encoder = FrameAverage(encoder)
+    encoder = applied_to(encoder, train.frames)
     results: list[Result] = []
     cautions: dict[str, list[str]] = {}
 
@@ -136,7 +137,7 @@ def _split(
     labels = labels_of(train)
     check_classes(train, labels)
     if test is None:
-        fitted, judged = stratified_split(labels, TEST_SHARE, seed)
+        fitted, judged = stratified_split(labels, TEST_SHARE, seed, train.groups)
         train, test = Subset(train, fitted), Subset(train, judged)
     else:
         test = numbered_as(train, test)

@@ -58,9 +58,8 @@ def _pairs(encoder: Encoder, canvases: CanvasSet, device: torch.device, seed: in
     expects = encoder.preprocessing
     view = View(size=expects.size, mean=expects.mean, std=expects.std)
     at = At(0, 1, 1, torch.Generator(device).manual_seed(seed))
-    batch = draw(
-        TwoViews(view, view, frames=expects.frames), canvases.get(canvases.usable[:PAIRS]).to(device), at
-    )
+    frames = expects.frames or canvases.source.frames
+    batch = draw(TwoViews(view, view, frames=frames), canvases.get(canvases.usable[:PAIRS]).to(device), at)
     with evaluation_mode(encoder):
         first, second = (encoder(crops).pool().float().cpu() for crops in batch.crops[0])
     return first, second

@@ -11,7 +11,7 @@ from visrep.encoders.pretrained.agreement import TOLERANCE, disagreement
 from visrep.encoders.pretrained.convert_vit import Untold, to_video, to_vit
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.hf_families import family
-from visrep.encoders.pretrained.hf_names import official_names
+from visrep.encoders.pretrained.hf_names import HEADS, official_names
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel, size_of
 from visrep.method import Encoder, Preprocessing
 
@@ -20,7 +20,7 @@ def load(name: str) -> Encoder:
     """The encoder ``name``: a repository on the hub, or a folder with ``config.json`` and ``model.safetensors``.
 
     Raises ImportError without the extra, ConnectionError when it cannot be downloaded, ValueError for kinds of models
-    that are not known.
+    that are not known and for weights that are missing or do not fit.
     """
     transformers = extra("transformers")
     try:
@@ -28,13 +28,22 @@ def load(name: str) -> Encoder:
         kind = family(config.model_type)
         config = vision_part(config)
         model_class = getattr(transformers, kind.model)
-        model = model_class.from_pretrained(name, config=config, dtype="float32")
+        model, info = model_class.from_pretrained(
+            name, config=config, dtype="float32", output_loading_info=True
+        )
     except OSError as error:
         raise ConnectionError(
             f"hf:{name} cannot be loaded ({first_line(error)}). Without a network, fetch config.json, "
             f"model.safetensors and preprocessor_config.json from https://huggingface.co/{name}/tree/main, put "
             "them into one folder and give hf:FOLDER."
         ) from error
+    except RuntimeError as error:
+        raise ValueError(f"hf:{name} has weights that do not fit its config.json: {error}") from error
+    if missing := [key for key in sorted(info["missing_keys"]) if not key.startswith(HEADS)]:
+        raise ValueError(
+            f"hf:{name} lacks {len(missing)} weights of {kind.model}, first {missing[0]!r}. Its config.json and its "
+            "weights are of different models."
+        )
     return encoder_of(model, preprocessing(name, config))
 
 

@@ -36,14 +36,15 @@ def load(name: str) -> Encoder:
         raise ValueError(f"open_clip has no model {name!r}. See open_clip.list_models().")
     try:
         model = open_clip.create_model(name, pretrained=weights or None, load_weights=bool(weights))
-    except OSError as error:
-        raise ConnectionError(
-            f"the weights {weights} of open_clip:{name} cannot be had ({str(error)[:200]}). Without a network, fetch "
-            f"their file and give open_clip:{name}@FILE."
-        ) from error
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, OSError) or "download" in reason:
+            raise ConnectionError(
+                f"the weights {weights} of open_clip:{name} cannot be had ({reason}). Without a network, fetch their "
+                f"file and give open_clip:{name}@FILE."
+            ) from error
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ValueError(f"open_clip:{name}@{weights}: {str(error)[:300]} Tags of {name}: {tags}.") from error
+        raise ValueError(f"open_clip:{name}@{weights}: {reason} Tags of {name}: {tags}.") from error
     return wrap(OpenClipModel(name), model.visual)
 
 

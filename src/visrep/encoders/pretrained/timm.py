@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from visrep.encoders.pretrained.agreement import TOLERANCE, disagreement
+from visrep.encoders.pretrained.checkpoint import read_checkpoint
 from visrep.encoders.pretrained.convert_resnet import to_resnet
 from visrep.encoders.pretrained.convert_vit import Untold, Weights, to_vit
 from visrep.encoders.pretrained.extras import extra
@@ -46,14 +48,12 @@ def create(name: str, weights: str) -> nn.Module:
     if not timm.is_model(name.removeprefix("hf-hub:")) and not name.startswith("hf-hub:"):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
         raise ValueError(f"timm has no model {name!r}. Similar: {near}.")
-    options: dict[str, Any] = {"pretrained": weights != RANDOM, "num_classes": 0}
-    if weights not in ("", RANDOM):
-        options["pretrained_cfg_overlay"] = {"file": weights}
+    options: dict[str, Any] = {"pretrained": not weights, "num_classes": 0}
     try:
         try:
-            return timm.create_model(name, dynamic_img_size=True, **options).eval()
+            model = timm.create_model(name, dynamic_img_size=True, **options).eval()
         except TypeError:  # no vision transformer
-            return timm.create_model(name, **options).eval()
+            model = timm.create_model(name, **options).eval()
     except OSError as error:
         raise ConnectionError(
             f"the weights of timm:{name} cannot be had ({_short(error)}). Without a network, fetch model.safetensors "
@@ -61,6 +61,26 @@ def create(name: str, weights: str) -> nn.Module:
         ) from error
     except RuntimeError as error:
         raise ValueError(f"timm:{name}: {_short(error)}") from error
+    if weights not in ("", RANDOM):
+        fill(model, Path(weights))
+    return model
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Take all weights from a file, which may have more, such as a classifier's.
+
+    Raises FileNotFoundError, and ValueError, with the first weight that is missing or has another shape.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path} with weights for timm's {type(model).__name__}.")
+    found = read_checkpoint(path)
+    for name, x in model.state_dict().items():
+        if name not in found or found[name].shape != x.shape:
+            shape = tuple(found[name].shape) if name in found else "absent"
+            raise ValueError(
+                f"{path} does not fit timm's {type(model).__name__}: {name} should be {tuple(x.shape)} and is {shape}."
+            )
+    model.load_state_dict(found, strict=False)
 
 
 def encoder_of(config: TimmModel, model: nn.Module) -> Encoder:

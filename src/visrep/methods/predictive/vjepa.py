@@ -8,8 +8,8 @@ norm without parameters, over the width. Blocks reach through all times: of one 
 other two long ones, and each hides their union. Bardes et al. 2024, arXiv:2404.08471, in the form of V-JEPA 2, with
 rotary positions: Assran et al. 2025, arXiv:2506.09985.
 
-Verified against: transformers' VJEPA2Model, encoder, predictor and targets, 1e-9; the number of patches seen in 1000
-official masks of each kind, in distribution.
+Verified against: transformers' VJEPA2Model, encoder, predictor and targets, 1e-9; how many patches 400 of our masks
+of each kind show and hide, against 1000 official ones, in distribution.
 Deviations: contexts and targets are cut to one length at random, not at the end; what is seen is never less than
 ``least_seen``, instead of drawing again when it is nothing; mask tokens start small, not at 0.
 """

@@ -92,21 +92,18 @@ def pixels(rows: list[dict], shown: list[str]) -> str:
 
 def summary() -> str:
     """The short table of the README: the claim of every record, a column a data set, best first."""
-    records = load_records()
-    sets = list(dict.fromkeys(record["data"] for record in records))
-    best: dict[str, dict[str, dict]] = {}
-    for record in sorted(records, key=lambda record: -claim(record)["trained"]["mean"]):
-        best.setdefault(record["method"], {})[record["data"]] = claim(record)
-    first = sets[0]
-    order = sorted(
-        best, key=lambda method: -best[method].get(first, {"trained": {"mean": 0}})["trained"]["mean"]
-    )
+    records = sorted(load_records(), key=lambda record: -claim(record)["trained"]["mean"])
+    sets = sorted({record["data"] for record in records})
+    rows: dict[str, dict[str, dict]] = {}
+    for record in records:
+        rows.setdefault(record["method"], {})[record["data"]] = claim(record)
     parts = [f"| method | {' | '.join(sets)} |\n|{'---|' * (1 + len(sets))}\n"]
-    for method in order:
-        cells = [beside(best[method][data]) if data in best[method] else "" for data in sets]
-        parts.append(f"| {method} | {' | '.join(cells)} |\n")
+    for method, row in rows.items():
+        parts.append(
+            f"| {method} | {' | '.join(beside(row[data]) if data in row else '' for data in sets)} |\n"
+        )
     baseline = [
-        f"{next(rows[data] for rows in best.values() if data in rows)['pixels']['mean']:.1f}" for data in sets
+        f"{next(row[data] for row in rows.values() if data in row)['pixels']['mean']:.1f}" for data in sets
     ]
     parts.append(f"| raw pixels | {' | '.join(baseline)} |\n")
     return "".join(parts)

@@ -34,7 +34,18 @@ MAY_IMPORT = {
     "analysis": {*CONTRACT, "encoders", "data", "views", "evaluation"},
 }
 """Imports point one way. What is not listed (engine, cli, ...) stands above and may import all of these."""
-OPTIONAL = {"torchvision", "pyarrow", "timm", "transformers", "open_clip", "av", "faiss", "onnx", "webdataset", "umap"}
+OPTIONAL = {
+    "torchvision",
+    "pyarrow",
+    "timm",
+    "transformers",
+    "open_clip",
+    "av",
+    "faiss",
+    "onnx",
+    "webdataset",
+    "umap",
+}
 """Packages of extras: imported where they are needed, with an error that names the extra"""
 
 

@@ -25,6 +25,8 @@ from visrep.data.source import Subset
 from visrep.data.split import stratified_split
 from visrep.data.video import Clips
 from visrep.encoders import ViT
+from visrep.evaluation.compare import compare_without_labels
+from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import _split, evaluate
 from visrep.method import At, Canvases, Preprocessing
 from visrep.views import OneView, TwoViews, View, center, draw
@@ -432,6 +434,9 @@ def test_an_encoder_of_images_is_judged_on_clips():
     encoder = ViT(image=16, patch=8, width=24, depth=1, heads=2).build()
     evaluation = evaluate(encoder, source, protocols=("knn", "attentive"))
     assert {result.encoder for result in evaluation.results} == {"trained", "untrained", "pixels"}
+    efforts = {"images": Effort("run", "stdim", "tiny", source.name, 16, 3, 1.0, 48, 1.0, "healthy", "")}
+    comparison = compare_without_labels({"images": encoder}, efforts, source)
+    assert [entry.scores["images"] for entry in comparison.entries] == [48, 48]
 
 
 def test_a_preset_brings_its_own_data(tmp_path: Path):

@@ -24,8 +24,7 @@ class ConvDecoder(nn.Module):
                 f"groups={groups} do not divide the widths {n_in} (encoder) and {width} (decoder). Change one of them."
             )
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(n_in if i == 0 else width, width, 3, padding=1, groups=groups)
-            for i in range(depth)
+            nn.Conv2d(n_in if i == 0 else width, width, 3, padding=1, groups=groups) for i in range(depth)
         )
 
     def forward(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n e"]:

@@ -329,7 +329,9 @@ def test_split_shards(tmp_path: Path) -> None:
 def test_split_playground() -> None:
     train, test = open_splits("playground:n=50,size=16,seed=2")
     assert test is not None and (len(train), len(test)) == (50, 10)
-    assert not np.array_equal(train.read(0), test.read(0))
+    first, held_out = train.read(0), test.read(0)
+    assert isinstance(first, np.ndarray) and isinstance(held_out, np.ndarray)
+    assert not np.array_equal(first, held_out)
     assert open_splits("playground:n=50,split=test")[1] is None
 
 

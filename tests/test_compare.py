@@ -20,6 +20,7 @@ from rich.console import Console
 import visrep
 from visrep import cli, engine
 from visrep.analysis.record import read_run
+from visrep.cli.compare import setting
 from visrep.comparison import compare as comparing
 from visrep.comparison import plans
 from visrep.comparison.budget import SHARE, Budget, Timing, parse_budget, read_timing
@@ -508,4 +509,4 @@ def test_the_command(
     ],
 )
 def test_settings_of_the_command(text: str, parsed: tuple[str, Any]):
-    assert cli.setting(text) == parsed
+    assert setting(text) == parsed

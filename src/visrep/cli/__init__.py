@@ -1,0 +1,62 @@
+"""The command line: one file a command, imported when it is called, so that help and mistakes come at once."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import tyro
+from rich.console import Console
+
+USAGE = """\
+visrep: learn, judge and use visual representations
+
+  visrep pretrain METHOD[:PRESET] --data FOLDER --out RUN   train an encoder on a folder of images
+  visrep pretrain --resume RUN                              continue a stopped run
+  visrep evaluate RUN --data FOLDER                         how good is it? (labelled images)
+  visrep compare WHAT WHAT ... --data FOLDER                which is best? runs, or methods under one --budget
+  visrep embed RUN --data FOLDER --out FILE                 one vector an image: .parquet, .npz or .csv
+  visrep report RUN                                         one HTML file with everything about a run
+  visrep list                                               methods, presets, what is proven
+  visrep demo                                               all of it on built-in images, in minutes
+
+evaluate and embed also take public encoders: timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME@TAG, a checkpoint file.
+Add --help to a command for its options. METHOD may be a path to your own Python file.
+"""
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "evaluate": ("visrep.cli.evaluate", "evaluate"),
+    "compare": ("visrep.cli.compare", "compare"),
+    "embed": ("visrep.cli.embed", "embed"),
+    "report": ("visrep.cli.report", "report"),
+    "list": ("visrep.cli.catalogue", "list_methods"),
+    "demo": ("visrep.cli.demo", "demo"),
+}
+"""Module and function of each command; ``pretrain`` builds its flags from the method."""
+
+
+def main() -> None:
+    """Entry point. Mistakes of the user end with one clear message, not with a traceback."""
+    name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    try:
+        if name == "pretrain":
+            from visrep.cli.pretrain import pretrain
+
+            pretrain(arguments)
+        elif name in COMMANDS:
+            module, function = COMMANDS[name]
+            tyro.cli(getattr(import_module(module), function), args=arguments, prog=f"visrep {name}")
+        else:
+            raise ValueError(f"There is no command {name!r}. Available: pretrain, {', '.join(COMMANDS)}.")
+    except KeyboardInterrupt:
+        how = "the same command" if name == "compare" else "--resume"
+        Console(stderr=True).print(
+            f"Stopped. A checkpoint was saved if training had begun: {how} continues it."
+        )
+        sys.exit(130)
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        Console(stderr=True).print(f"[bold red]visrep {name}:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,80 @@
+"""``visrep compare``: runs and methods on one leaderboard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+
+def compare(
+    entries: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|METHOD RUN|METHOD ...")
+    ] = (),
+    data: str = "",
+    budget: str = "",
+    preset: str = "small32",
+    out: Path = Path("runs/compare"),
+    labelled: str = "",
+    protocols: tuple[str, ...] = ("knn", "linear"),
+    encoder: str = "",
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = (),
+    limit: int | None = None,
+    labels: bool = True,
+    seed: int = 0,
+) -> None:
+    """Judge runs alike, after training those that are methods under one budget; comparison.html and .json in out.
+
+    Stopped? The same command continues: finished runs in out are kept, an unfinished one is resumed.
+
+    Args:
+        entries: run folders and methods: METHOD, METHOD:PRESET or your own file
+        data: images to train on and to judge on; default: those of the runs or presets, if they are the same
+        budget: for each method, a time (90s, 30m, 2h) or images seen (500000, 500k); default: what the most demanding
+            preset asks for
+        preset: of methods named without one
+        out: a method is trained in OUT/METHOD
+        labelled: labelled images to judge on instead of data
+        protocols: knn, knn-loo, linear, attentive, fewlabels, finetune, finetune-mae, finetune-mae-large; the last
+            three also with few labels: finetune:10% or finetune:5 (of each class); see docs/protocols.md
+        encoder: one for all methods, by name
+        settings: changed for all methods, such as batch=128 optim.clip=3
+        limit: train encoders and probes on only so many images; default: what presets say, and all for probes
+        labels: use the labels of data; --no-labels ranks by RankMe, which says little
+        seed: of training, splits, bootstrap and untrained encoders
+    """
+    from visrep import api
+    from visrep.evaluation.leaderboard import print_leaderboard
+
+    comparison = api.compare(
+        entries,
+        data,
+        labelled=labelled,
+        budget=budget,
+        preset=preset,
+        encoder=encoder,
+        out=out,
+        seed=seed,
+        protocols=protocols,
+        limit=limit,
+        overrides=dict(map(setting, settings)),
+        labels=labels,
+        progress=True,
+    )
+    print_leaderboard(comparison)
+    Console(stderr=True).print(f"Look at it: {(out / 'comparison.html').resolve()}", highlight=False)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``optim.clip=3`` to a field and its value. Raises ValueError without an equals sign."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: write FIELD=VALUE, such as --set batch=128 optim.clip=3.")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        parsed = value
+    return path, tuple(parsed) if isinstance(parsed, list) else parsed

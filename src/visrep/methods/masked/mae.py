@@ -30,6 +30,8 @@ from visrep.views import OneView, View
 
 PLAIN = View(scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 """the paper's view: crop and flip"""
+SHOWN_RATIOS = (0.5, 0.75, 0.9)
+"""of masks in pictures, besides the ratio of training"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class MAE(Method):
 
     def loss(self, batch: Batch, at: At) -> Losses:
         images = batch.crops[0][0]
-        _, hidden, prediction = self._predict(images, at)
+        _, hidden, prediction = self._predict(images, self.cfg.mask_ratio, at)
         patches = patchify(images, self.cfg.encoder.patch)
         target = patches
         if self.cfg.norm_pixels:
@@ -89,22 +91,30 @@ class MAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, the visible patches with the predicted ones."""
-        images, view = batch.crops[0][0], self.cfg.views.view
-        _, hidden, prediction = self._predict(images, at)
+        """Columns: the image, what the encoder sees, the visible patches with the predicted ones; so at other ratios."""
+        images = batch.crops[0][0]
+        others = [self._repainted(images, ratio, at)[:, 1:] for ratio in SHOWN_RATIOS]
+        hidden = ", ".join(f"{ratio:.0%}" for ratio in SHOWN_RATIOS)
+        return {
+            "reconstructions": self._repainted(images, self.cfg.mask_ratio, at),
+            f"reconstructions with {hidden} hidden": torch.cat(others, dim=1),
+        }
+
+    def _repainted(
+        self, images: Float[Tensor, "b c h w"], ratio: float, at: At
+    ) -> Float[Tensor, "b 3 c h w"]:
+        keep, hidden, prediction = self._predict(images, ratio, at)
         if self.cfg.norm_pixels:  # a prediction lacks each patch's mean and contrast: take the true ones
             mean, std = patch_statistics(patchify(images, self.cfg.encoder.patch))
             prediction = prediction * std + mean
-        mask = torch.zeros(prediction.shape[:2], dtype=torch.bool, device=images.device).scatter(
-            1, hidden, True
-        )
+        mask = torch.ones_like(prediction[:, :, 0]).scatter(1, keep, 0.0) > 0
         rows = repainted(images, prediction, mask, self.cfg.encoder.patch)
-        return {"reconstructions": displayed(rows, view.mean, view.std)}
+        return displayed(rows, self.cfg.views.view.mean, self.cfg.views.view.std)
 
-    def _predict(self, images: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(self, images: Tensor, ratio: float, at: At) -> tuple[Tensor, Tensor, Tensor]:
         """Kept and hidden indices, and a prediction of every patch."""
         n = (images.shape[-2] // self.cfg.encoder.patch) * (images.shape[-1] // self.cfg.encoder.patch)
-        keep, hidden = random_split(at.rand(len(images), n), self.cfg.mask_ratio)
+        keep, hidden = random_split(at.rand(len(images), n), ratio)
         return keep, hidden, self.decoder(self.backbone(images, keep=keep), keep, hidden)
 
 

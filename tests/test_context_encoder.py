@@ -265,6 +265,7 @@ from visrep import engine
 from visrep.methods import preset
 run = preset("context_encoder:tiny")[2]
 run = replace(run, out=sys.argv[1], devices=int(sys.argv[2]), accelerator="cpu", monitor_images=40)
+run = replace(run, precision="32-true")
 engine.start(run, method="context_encoder", preset="tiny")
 """
     file = tmp_path / "train.py"

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import visrep
+from visrep import engine
 from visrep.api import override, with_encoder
 from visrep.config import Run
 from visrep.engine import resume, start, training_images
@@ -35,7 +36,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(name: str, tmp_path: Path):
     about = folder.about()
     assert about["status"] == "finished"
     assert about["method"] == name
-    assert folder.run() == replace(tiny(name, tmp_path / "run"), canvas=32)
+    assert folder.run() == replace(tiny(name, tmp_path / "run"), canvas=32, precision="32-true")
     steps, epochs = folder.metrics("step"), folder.metrics("epoch")
     assert [line["step"] for line in epochs] == [4, 8]
     assert steps[-1]["step"] == 8
@@ -56,7 +57,7 @@ from dataclasses import replace
 from visrep import engine
 from visrep.methods import preset
 run = preset(sys.argv[1] + ":tiny")[2]
-run = replace(run, out=sys.argv[2], epochs=12, monitor_images=40)
+run = replace(run, out=sys.argv[2], epochs=12, monitor_images=40, precision="32-true")
 engine.start(run, method=sys.argv[1], preset="tiny")
 """
 
@@ -170,6 +171,7 @@ from visrep import engine
 from visrep.methods import preset
 run = preset(sys.argv[1] + ":tiny")[2]
 run = replace(run, out=sys.argv[2], devices=int(sys.argv[3]), accelerator="cpu", epochs=1, monitor_images=40)
+run = replace(run, precision="32-true")
 engine.start(run, method=sys.argv[1], preset="tiny")
 """
     file = tmp_path / "train.py"
@@ -186,6 +188,18 @@ engine.start(run, method=sys.argv[1], preset="tiny")
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-3)
     first = [run.metrics("step")[0]["loss"] for run in (one, two)]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("multiplies", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_precision_is_what_the_cpu_is_fast_at(
+    multiplies: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine, "multiplies_bf16", lambda: multiplies)
+    run = replace(tiny("simclr", tmp_path), accelerator="cpu")
+    resolved = engine.resolve(run, training_images(run))
+    assert resolved.precision == precision
+    chosen = engine.build_fabric(resolved).strategy.precision
+    assert chosen.precision == precision
 
 
 def test_overrides_by_path_and_their_errors():

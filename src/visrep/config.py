@@ -75,7 +75,7 @@ class Run(Generic[MethodConfig]):
     devices: int = 1
     """processes (CPU) or GPUs"""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    """auto = bf16 on CUDA, 32 bits elsewhere: bf16 autocast is many times slower on most CPUs"""
+    """auto = bf16 on CUDA and CPUs with instructions for it; 32 bits elsewhere, where bf16 is several times slower"""
     compile: bool = False
     """torch.compile the encoder: worth it for long runs on a GPU"""
     checkpoint_minutes: float = 5

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -22,7 +22,7 @@ from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, ope
 from visrep.encoders import save_encoder
 from visrep.interruption import Interruption
 from visrep.log import TrainingLog
-from visrep.machine import keep_freed_memory
+from visrep.machine import default_device, keep_freed_memory, multiplies_bf16
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.methods import load_method, method_class
 from visrep.monitor import Monitor
@@ -98,7 +98,6 @@ def build_fabric(run: Run) -> Fabric:
     """Devices, precision and distribution as the run asks for them."""
     keep_freed_memory()
     cuda = run.accelerator == "cuda" or (run.accelerator == "auto" and torch.cuda.is_available())
-    precision = {"auto": "bf16-mixed" if cuda else "32-true"}.get(run.precision, run.precision)
     backend = "nccl" if cuda else "gloo"
     # Buffers (centres, queues) are kept equal by the methods; copying rank 0's would hide a mistake.
     known = inspect.signature(DistributedDataParallel).parameters
@@ -108,8 +107,17 @@ def build_fabric(run: Run) -> Fabric:
         accelerator=run.accelerator,
         devices=run.devices,
         strategy=several if run.devices > 1 else "auto",
-        precision=precision,  # pyright: ignore[reportArgumentType]
+        precision=settled_precision(run),
     )
+
+
+def settled_precision(run: Run) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """What ``auto`` means here: bfloat16 where the device multiplies it, else 32 bits."""
+    if run.precision != "auto":
+        return run.precision
+    device = default_device().type if run.accelerator == "auto" else run.accelerator
+    fast = device == "cuda" or (device == "cpu" and multiplies_bf16())
+    return "bf16-mixed" if fast else "32-true"
 
 
 def build_method(run: Run, method: str) -> Method:
@@ -158,10 +166,9 @@ def open_canvases(run: Run, source: Source, folder: RunFolder, *, progress: bool
 
 
 def resolve(run: Run, source: Source) -> Run:
-    """Settle what was left open: the canvas size."""
-    if run.canvas:
-        return run
-    return replace(run, canvas=canvas_size(source, run.method.views.size))
+    """Settle what was left open, so that the run is the same wherever it is resumed: canvas size and precision."""
+    canvas = run.canvas or canvas_size(source, run.method.views.size)
+    return replace(run, canvas=canvas, precision=settled_precision(run))
 
 
 def at_step(run: Run, step: int, total: int, steps_per_epoch: int, fabric: Fabric) -> At:
@@ -311,7 +318,7 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
     with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
         for sentence in advice:
             progress.say(sentence)
-        for canvas in loader.stream(start, total):
+        for canvas in log.waiting_for(loader.stream(start, total)):
             at = at_step(run, step, total, loader.steps_per_epoch, fabric)
             # Dropout and drop path draw from the global generator: seeded too, and different on each rank.
             torch.manual_seed(hash((run.seed, step, fabric.global_rank)))

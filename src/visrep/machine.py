@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -16,6 +18,19 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16, which make training two to three times faster.
+
+    Without them it is several times slower than 32 bits. Linux on x86 only: False elsewhere.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.functional import displayed, patch_statistics, patchify, repainted, widen
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -36,7 +36,7 @@ SHOWN_RATIOS = (0.5, 0.75, 0.9)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, position="sincos")
+    encoder: ViTLike = ViT(width=768, heads=12, position="sincos")
     views: OneView = OneView(PLAIN)
     mask_ratio: float = 0.75
     """share of the patches that are hidden"""
@@ -91,7 +91,7 @@ class MAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, the visible patches with the predicted ones; so at other ratios."""
+        """Columns: the image, what the encoder sees, the visible patches with the predicted ones; and other ratios."""
         images = batch.crops[0][0]
         others = [self._repainted(images, ratio, at)[:, 1:] for ratio in SHOWN_RATIOS]
         hidden = ", ".join(f"{ratio:.0%}" for ratio in SHOWN_RATIOS)
@@ -103,7 +103,7 @@ class MAE(Method):
     def _repainted(
         self, images: Float[Tensor, "b c h w"], ratio: float, at: At
     ) -> Float[Tensor, "b 3 c h w"]:
-        keep, hidden, prediction = self._predict(images, ratio, at)
+        keep, _, prediction = self._predict(images, ratio, at)
         if self.cfg.norm_pixels:  # a prediction lacks each patch's mean and contrast: take the true ones
             mean, std = patch_statistics(patchify(images, self.cfg.encoder.patch))
             prediction = prediction * std + mean

@@ -34,7 +34,7 @@ import tyro
 from torch import Tensor, nn
 
 from visrep.config import Run
-from visrep.encoders import ViT
+from visrep.encoders import ViTLike
 from visrep.engine import _Objective, _State, at_step, build_fabric, build_method, take_step
 from visrep.machine import keep_freed_memory
 from visrep.method import At, Batch
@@ -107,7 +107,7 @@ def learned(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
-def lightly_encoder(cfg: ViT) -> Any:
+def lightly_encoder(cfg: ViTLike) -> Any:
     """timm's transformer of our encoder's size, in lightly's wrapper."""
     from lightly.models.modules import MaskedVisionTransformerTIMM
     from timm.models.vision_transformer import VisionTransformer

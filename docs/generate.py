@@ -1,13 +1,16 @@
-"""Write docs/results.md, docs/methods/ and the README's table from the records and the method files.
+"""Write docs/results.md, docs/methods/, the README's table and those of measures from records and source.
 
 python docs/generate.py
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from visrep.catalogue import Entry, catalogue, load_records
+from visrep.analysis.measures.registry import MEASURES
+from visrep.analysis.similarity.registry import SIMILARITIES
+from visrep.catalogue import Entry, catalogue, load_records, records_folder
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -156,10 +159,60 @@ def family_page(text: str, family: str) -> str:
     return between(text, "methods", "".join(parts))
 
 
+def measures() -> str:
+    """The label-free measures: variant, which end is better, what they compare."""
+    parts = ["| measure | variant | better | what it can and cannot compare |\n|---|---|---|---|\n"]
+    parts.extend(
+        f"| `{m.name}`: {m.title} | {m.variant} | {m.better or '-'} | {m.compares} |\n" for m in MEASURES
+    )
+    return "".join(parts)
+
+
+def worth() -> str:
+    """How well each label-free measure ordered our own runs."""
+    file = records_folder() / "label_free.json"
+    if not file.exists():
+        return "Not measured yet.\n"
+    record = json.loads(file.read_text())
+    groups = record["groups"]
+    parts = [
+        f"Spearman's correlation with the linear probe (95 % interval over methods drawn anew), Kendall's in brackets, "
+        f"of {len(record['runs'])} runs on {record['images']} of their training images, LiDAR and alignment on "
+        f"{record['views']} views of {record['view_images']}. Positive: the better end of the measure (where it has "
+        "none: the higher value) goes with the better probe.\n\n",
+        f"| measure | {' | '.join(group['name'] for group in groups)} |\n|{'---|' * (1 + len(groups))}\n",
+    ]
+    for m in MEASURES:
+        rows = [group["correlations"].get(m.key) for group in groups]
+        cells = [
+            f"{row['spearman']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}) [{row['kendall']:+.2f}], n = {row['n']}"
+            if row
+            else "-"
+            for row in rows
+        ]
+        if any(rows):
+            parts.append(f"| {m.title} | {' | '.join(cells)} |\n")
+    return "".join(parts)
+
+
+def diagnostics_page(text: str) -> str:
+    """docs/diagnostics.md with its tables made anew."""
+    return between(between(text, "measures", measures()), "worth", worth())
+
+
+def similarity_page(text: str) -> str:
+    """docs/similarity.md with its table made anew."""
+    parts = ["| measure | variant | what it is blind to, and what it can say |\n|---|---|---|\n"]
+    parts.extend(f"| `{s.name}`: {s.title} | {s.variant} | {s.compares} |\n" for s in SIMILARITIES)
+    return between(text, "similarities", "".join(parts))
+
+
 if __name__ == "__main__":
     (DOCS / "results.md").write_text(results())
     (DOCS / "methods/README.md").write_text(methods())
     for family in {entry.family for entry in catalogue()}:
         page = DOCS / f"methods/{family}.md"
         page.write_text(family_page(page.read_text() if page.exists() else f"# {family}\n\n", family))
+    for page, remade in (("diagnostics.md", diagnostics_page), ("similarity.md", similarity_page)):
+        (DOCS / page).write_text(remade((DOCS / page).read_text()))
     README.write_text(readme(README.read_text()))

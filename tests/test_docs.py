@@ -39,3 +39,10 @@ def test_the_page_of_a_family_equals_its_method_files(generate: ModuleType, fami
 def test_the_readme_shows_the_records(generate: ModuleType):
     text = generate.README.read_text()
     assert generate.readme(text) == text, "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("page", ["diagnostics", "similarity"])
+def test_the_tables_of_measures_equal_the_source(generate: ModuleType, page: str):
+    text = (DOCS / f"{page}.md").read_text()
+    remade = {"diagnostics": generate.diagnostics_page, "similarity": generate.similarity_page}[page]
+    assert remade(text) == text, "run: python docs/generate.py"

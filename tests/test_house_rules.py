@@ -30,8 +30,8 @@ MAY_IMPORT = {
     "nn": {"method", "distributed", "functional", "masking"},
     "encoders": {*CONTRACT, "nn", "functional"},
     "methods": {*CONTRACT, "nn", "encoders", "distributed", "functional", "masking", "views"},
-    "evaluation": {*CONTRACT, "encoders", "data", "views", "analysis"},
-    "analysis": {*CONTRACT, "encoders", "data", "views", "evaluation"},
+    "evaluation": {*CONTRACT, "encoders", "data", "views", "analysis", "optim"},
+    "analysis": {*CONTRACT, "functional", "encoders", "data", "views", "evaluation"},
 }
 """Imports point one way. What is not listed (engine, cli, ...) stands above and may import all of these."""
 OPTIONAL = {
@@ -43,6 +43,8 @@ OPTIONAL = {
     "av",
     "faiss",
     "onnx",
+    "onnxruntime",
+    "onnxscript",
     "webdataset",
     "umap",
 }

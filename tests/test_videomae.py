@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conformance import Case, moment, views
 from visrep.encoders import VideoViT
-from visrep.encoders.vit import take
+from visrep.encoders.patches import take
 from visrep.masking import through_time, tube_split
 from visrep.method import At, Batch
 from visrep.methods.masked.videomae import PLAIN, Config, VideoMAE, pixel_statistics, tiny

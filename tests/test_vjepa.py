@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conformance import Case, moment, views
 from visrep.encoders import VideoViT
-from visrep.encoders.vit import take
+from visrep.encoders.patches import take
 from visrep.method import At
 from visrep.methods.predictive.vjepa import CROP, VJEPA, Config, targets, tiny
 from visrep.nn.transformer import Block

@@ -1,6 +1,18 @@
 """visrep: learn, judge and use visual representations."""
 
-from visrep.api import compare, embed, evaluate, load_encoder, pretrain, report, resume
+from visrep.api import (
+    compare,
+    diagnose,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    load_encoder,
+    pretrain,
+    report,
+    resume,
+    similarity,
+)
 from visrep.config import Optim, Run
 from visrep.method import At, Batch, Encoder, Losses, Method, Tokens
 
@@ -16,10 +28,14 @@ __all__ = [
     "Run",
     "Tokens",
     "compare",
+    "diagnose",
+    "doctor",
     "embed",
     "evaluate",
+    "export",
     "load_encoder",
     "pretrain",
     "report",
     "resume",
+    "similarity",
 ]

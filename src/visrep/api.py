@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from visrep.config import Run
 
 if TYPE_CHECKING:
+    from visrep.analysis.diagnose import Diagnosis
+    from visrep.analysis.doctor import Checkup
+    from visrep.analysis.layers import Amount
+    from visrep.analysis.similarity.compare import Comparison as SimilarityComparison
     from visrep.data import Source
     from visrep.evaluation.evaluate import Evaluation
     from visrep.evaluation.standings import Comparison
+    from visrep.exports.export import Export
+    from visrep.exports.quantize import Kind
     from visrep.method import Encoder
 
 
@@ -34,15 +40,19 @@ def override(value: Any, path: str, new: Any) -> Any:
 def with_encoder(run: Run, name: str) -> Run:
     """The run with another named encoder, made to fit the size of its views.
 
+    Where both are like a ViT, cls, mask and register tokens stay those that the method was given.
     Raises ValueError with the names there are.
     """
-    from visrep.encoders import NAMED, ViT
+    from visrep.encoders import NAMED, ViTLike
 
     if name not in NAMED:
         raise ValueError(f"There is no encoder {name!r}. Available: {', '.join(NAMED)}.")
     encoder = NAMED[name]
-    if isinstance(encoder, ViT):
+    if isinstance(encoder, ViTLike):
         encoder = replace(encoder, image=run.method.views.size)
+        old = run.method.encoder
+        if isinstance(old, ViTLike):
+            encoder = replace(encoder, cls=old.cls, mask_token=old.mask_token, registers=old.registers)
     return override(run, "method.encoder", encoder)
 
 
@@ -88,7 +98,7 @@ def load_encoder(name: str | Path) -> Encoder:
     """An encoder in evaluation mode: ``encoder(images)`` gives `Tokens`, ``encoder.preprocessing`` what it expects.
 
     ``name`` is a run folder, an official checkpoint file, ``timm:NAME``, ``hf:NAME_OR_FOLDER`` or
-    ``open_clip:NAME@TAG``.
+    ``open_clip:NAME@TAG``; or an ONNX file, which can be judged and used, not trained.
     """
     from visrep.encoders import load_encoder
 
@@ -101,28 +111,35 @@ def evaluate(
     *,
     test: str | Path | Source | Sequence | None = None,
     protocols: tuple[str, ...] = ("knn", "linear"),
-    layers: tuple[int, ...] = (),
+    layers: tuple[int, ...] | Literal["all"] = (),
     poolings: tuple[str, ...] = ("auto",),
     baselines: bool = True,
     limit: int = 0,
     test_limit: int = 0,
+    keep: bool = True,
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """Judge the encoder of a run on labelled images; writes evaluation.json into the run folder.
 
-    ``run`` may be any encoder that `load_encoder` knows; nothing is written then.
+    ``run`` may be any encoder that `load_encoder` knows; no result is written then. ``protocols`` of ("all",) are
+    those that leave the encoder as it is. An evaluation.json of the same images and weights keeps the protocols that
+    it has. With ``keep``, features stay in ``features`` of the run folder (of public encoders in the user's cache), so
+    that the next call needs no pass over the images.
 
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
     ``limit`` and ``test_limit`` keep the first images of every class, in proportion.
     """
-    from visrep.config import save_json
     from visrep.data import open_source, open_splits
+    from visrep.data.cache import default_folder
     from visrep.data.split import numbered_alike
     from visrep.encoders.pretrained.resolve import is_public
     from visrep.evaluation.evaluate import evaluate
+    from visrep.evaluation.sheet import save_sheet
     from visrep.machine import default_device
 
+    public = is_public(run)
+    folder = default_folder().parent / "features" if public else Path(run) / "features"
     train, held_out = open_splits(data)
     if test is not None:
         held_out = numbered_alike(open_source(test), train)
@@ -136,12 +153,13 @@ def evaluate(
         baselines=baselines,
         limit=limit,
         test_limit=test_limit,
+        keep=folder if keep else None,
         device=default_device(),
         seed=seed,
         progress=progress,
     )
-    if not is_public(run):
-        save_json(Path(run) / "evaluation.json", result.to_json())
+    if not public:
+        save_sheet(Path(run) / "evaluation.json", result)
     return result
 
 
@@ -159,6 +177,7 @@ def compare(
     limit: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     labels: bool = True,
+    select: str = "",
     progress: bool = False,
 ) -> Comparison:
     """Train methods under one budget and judge them, and finished runs, alike; writes comparison.json and .html.
@@ -167,8 +186,9 @@ def compare(
     ``<out>/<name>``, or continued, or left as it is when it was finished there under the same terms. ``budget`` is
     a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.
     Judged on ``labelled``, else ``data``, as in `evaluate`; without labels, or with ``labels=False``, the order is by
-    RankMe, which says little. ``encoder`` and ``overrides`` are common to all methods that are trained; ``limit`` is
-    how many images they and the probes are trained on.
+    ``select`` (rankme, lidar, alpha-req, clid, ...; default rankme), which says little. ``encoder`` and
+    ``overrides`` are common to all methods that are trained; ``limit`` is how many images they and the probes are
+    trained on.
     """
     from visrep.comparison.candidates import Common
     from visrep.comparison.compare import compare
@@ -181,6 +201,7 @@ def compare(
         out=Path(out),
         protocols=protocols,
         labels=labels,
+        select=select,
         progress=progress,
     )
 
@@ -208,8 +229,135 @@ def embed(
     )
 
 
+def export(
+    run: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    heads: bool = False,
+    quantize: Kind = "",
+    data: str | Path | Source | None = None,
+    limit: int = 0,
+    progress: bool = False,
+) -> Export:
+    """Write an encoder into a new folder for another tool: safetensors, timm, hf, onnx, torch-export or torchscript.
+
+    ``run`` is whatever `load_encoder` knows but an ONNX file. The folder is loaded back by that tool and compared with
+    the encoder before it is kept; its README.md is a model card. ``heads`` adds the method's other weights;
+    ``quantize`` (int8, int8-dynamic) adds an ONNX file in 8 bits, calibrated on ``data`` and judged on ``limit`` images
+    a side of it.
+    """
+    from visrep.exports.export import export
+
+    return export(run, to, out, heads=heads, quantize=quantize, data=data, limit=limit, progress=progress)
+
+
 def report(run: str | Path) -> Path:
     """Write the run's report.html, one self-contained file; returns its path."""
     from visrep.analysis.report import report
 
     return report(Path(run))
+
+
+def diagnose(
+    encoder: str | Path,
+    data: str | Path | Source | Sequence,
+    *,
+    layers: tuple[int, ...] = (),
+    pooling: str = "auto",
+    amount: Amount | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Diagnosis:
+    """Measure an encoder without labels, layer by layer; writes diagnostics.json into the run folder or ``out``.
+
+    ``encoder`` is whatever `load_encoder` knows. The last layer is always measured, ``layers`` adds others;
+    ``amount`` says how many images, views and tokens. Nothing is written for a public encoder without ``out``.
+    """
+    from visrep.analysis.diagnose import diagnose_encoder, logged_prototypes
+    from visrep.analysis.record import read_run
+    from visrep.config import save_json
+    from visrep.data import open_source
+    from visrep.encoders.pretrained.resolve import is_public
+    from visrep.machine import default_device
+
+    diagnosis = diagnose_encoder(
+        load_encoder(encoder),
+        open_source(data),
+        layers=layers,
+        pooling=pooling,
+        amount=amount,
+        device=default_device(),
+        seed=seed,
+        progress=progress,
+    )
+    folder = Path(out) if out is not None else None if is_public(encoder) else Path(encoder)
+    if not is_public(encoder):
+        diagnosis = replace(diagnosis, logged=logged_prototypes(read_run(Path(encoder))))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_json(folder / "diagnostics.json", {"encoder": str(encoder), **diagnosis.to_json()})
+    return diagnosis
+
+
+def doctor(run: str | Path) -> Checkup:
+    """Is a run healthy, and if not, what is it, by which numbers, and which field to change? Reads, writes nothing."""
+    from visrep.analysis.doctor import examine
+    from visrep.analysis.record import read_run
+
+    return examine(read_run(Path(run)))
+
+
+def similarity(
+    encoders: Sequence[str | Path],
+    data: str | Path | Source | Sequence,
+    *,
+    measures: tuple[str, ...] = ("cka", "mutual-knn", "procrustes", "rsa", "cca", "svcca", "pwcca"),
+    layers: tuple[int, ...] = (),
+    pooling: str = "auto",
+    images: int = 1000,
+    permutations: int = 10,
+    untrained: bool = True,
+    out: str | Path = "similarity",
+    seed: int = 0,
+    progress: bool = False,
+) -> SimilarityComparison:
+    """How alike are the layers of these encoders on the same images? Writes similarity.json and similarity.html.
+
+    One encoder is compared with itself. Each value stands beside its chance level, from random pairings of images,
+    and that of the untrained networks.
+    """
+    from visrep.analysis.similarity.compare import compare_layers
+    from visrep.analysis.similarity.page import write_similarity
+    from visrep.config import save_json
+    from visrep.data import open_source
+    from visrep.machine import default_device
+
+    names = [str(encoder) for encoder in encoders]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ValueError(
+            f"{twice} was given twice. Give one encoder alone to compare its layers with each other."
+        )
+    folder = Path(out)
+    last = [name if ":" in name else Path(name).resolve().name for name in names]
+    shown = last if len(set(last)) == len(last) else names  # a path only where its end is not enough
+    compared = compare_layers(
+        {short: load_encoder(name) for short, name in zip(shown, names, strict=True)},
+        open_source(data),
+        names=measures,
+        layers=layers,
+        pooling=pooling,
+        images=images,
+        permutations=permutations,
+        untrained=untrained,
+        device=default_device(),
+        seed=seed,
+        progress=progress,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(
+        folder / "similarity.json", {"sources": dict(zip(shown, names, strict=True)), **compared.to_json()}
+    )
+    write_similarity(compared, folder / "similarity.html")
+    return compared

@@ -46,8 +46,8 @@ def records_folder() -> Path:
 
 
 def load_records() -> list[dict]:
-    """All training records, by method and data set."""
-    records = [json.loads(file.read_text()) for file in sorted(records_folder().glob("*.json"))]
+    """All training records (METHOD-PRESET-DATA.json), by method and data set."""
+    records = [json.loads(file.read_text()) for file in sorted(records_folder().glob("*-*-*.json"))]
     return sorted(records, key=lambda record: (record["method"], record["data"]))
 
 

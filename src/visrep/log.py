@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from visrep.monitor import NotFinite
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant, Cosine, Ramp, Stages, Step, Warmup
 
+T = TypeVar("T")
 KINDS_OF_SCHEDULE = (Constant, Cosine, Ramp, Stages, Step, Warmup)
 
 
@@ -31,6 +34,19 @@ class TrainingLog:
         self.loss = float("nan")
         self.began = self.since = time.monotonic()
         self.cpu_began = time.process_time()
+        self.waited = 0.0
+
+    def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches, with the time that they kept the training loop waiting."""
+        source = iter(batches)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - asked
+            yield batch
 
     def add(self, at: At, taken: list[Losses], values: dict[str, float], grad_norm: Tensor) -> bool:
         """Keep the losses of one step; True when they were written."""
@@ -72,12 +88,13 @@ class TrainingLog:
                 "monitor": dict(zip(self.pending[0][2], monitor, strict=True)),
                 "schedules": {**self.schedules, **schedule_values(self.run, at)},
                 "images_per_second": len(self.pending) * self.run.batch / (now - self.since),
+                "data_wait": self.waited / max(now - self.since, 1e-9),
                 "seconds": now - self.began,
                 "cpu_seconds": time.process_time() - self.cpu_began,
             }
         )
         self.pending.clear()
-        self.since = now
+        self.since, self.waited = now, 0.0
 
     def _over_ranks(self, rows: list[dict[str, Tensor]]) -> Tensor:
         """Rows of named scalars as "steps names" on the CPU, each the mean over ranks."""

@@ -11,7 +11,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from visrep.analysis.health import diagnose
-from visrep.analysis.spectra import alignment, feature_std, rankme, uniformity
+from visrep.analysis.measures.base import Sample
+from visrep.analysis.measures.registry import ONLINE
 from visrep.config import Run
 from visrep.data import CanvasSet, open_source
 from visrep.data.split import numbered_alike
@@ -57,12 +58,8 @@ class Monitor:
                 f"The encoder gives NaN or infinite features at step {at.step + 1} (epoch {at.epoch:.2f}), though the "
                 "loss is still finite. The last checkpoint is from before. Lower optim.lr or set optim.clip to 1-3."
             )
-        monitors |= {
-            "feature_std": feature_std(z),
-            "uniformity": uniformity(z),
-            "rankme": rankme(z),
-            "alignment": self._alignment(method, at),
-        }
+        sample = Sample(z, views=self._two_views(method, at))
+        monitors |= {measure.key: measure(sample) for measure in ONLINE}
         if len(self.queries):
             queries = self._extract(method, self.query_canvases, self.queries)
             assert (
@@ -110,8 +107,8 @@ class Monitor:
         return next(iter(features.vectors.values()))
 
     @torch.no_grad()
-    def _alignment(self, method: Method, at: At) -> float:
-        """Distance between the encodings of two training views of the same image."""
+    def _two_views(self, method: Method, at: At) -> Tensor:
+        """ "m 2 d": encodings of two training views of each of some images."""
         rng = torch.Generator(self.fabric.device).manual_seed(self.run.seed)
         alone = replace(at, rng=rng, rank=0, world=1)
         canvases = self.canvases.get(self.bank[:256]).to(self.fabric.device)
@@ -119,7 +116,7 @@ class Monitor:
         encoder = applied_to(method.encoder, self.canvases.source.frames)
         with evaluation_mode(encoder):
             z1, z2 = (encoder(crops).pool() for crops in (first, second))
-        return alignment(z1.float(), z2.float())
+        return torch.stack([z1.float(), z2.float()], dim=1)
 
 
 def _to_uint8(pictures: Tensor) -> np.ndarray:

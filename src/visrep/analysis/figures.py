@@ -61,6 +61,8 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     label: str = ""
+    spread: Sequence[float] = ()
+    """deviation of each value, drawn as a band; only of short curves"""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def curves(lines: Sequence[Line], *, x_label: str, limit: float = math.nan, limi
             else:
                 marker = "o" if len(x) <= 25 else ""
                 axes.plot(x, y, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=line.label)
+                if line.spread:
+                    band = np.asarray(line.spread, float)
+                    axes.fill_between(x, y - band, y + band, color=colour, alpha=0.15, linewidth=0)
         if math.isfinite(limit):
             axes.axhline(limit, color=NEUTRAL, linewidth=1, linestyle=(0, (4, 3)))
             at = (0.02, limit)
@@ -145,7 +150,7 @@ def intervals(marks: Sequence[Mark]) -> str:
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, min(100, 1.25 * max(mark.high for mark in marks)))
-        axes.set_xlabel("accuracy on held-out images, %")
+        axes.set_xlabel("%, on held-out images")
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)

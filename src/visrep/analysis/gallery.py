@@ -109,11 +109,14 @@ class Gallery:
         points = tsne.fit_transform(flat)
         return points, float(trustworthiness(flat, points, n_neighbors=min(12, n // 2 - 1)))
 
+    def inputs(self, indices: np.ndarray) -> Float[Tensor, "m *t c h w"]:
+        """These images or clips, cropped, resized and normalised as the encoder expects them."""
+        return center(self.canvases.get(self.canvases.usable[indices]), self.encoder.preprocessing)
+
     @torch.inference_mode()
     def tokens(self, indices: np.ndarray, *, attention: bool) -> Tokens:
         """Encode these images again, for what is kept for few images only; of clips the patches of the middle."""
-        images = center(self.canvases.get(self.canvases.usable[indices]), self.encoder.preprocessing)
-        tokens = self.encoder(images, attention=attention)
+        tokens = self.encoder(self.inputs(indices), attention=attention)
         if len(tokens.grid) == 2:
             return tokens
         t, *grid = tokens.grid

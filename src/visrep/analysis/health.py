@@ -23,7 +23,11 @@ from typing import Literal
 
 from visrep.analysis.signs import Record, Signs, read_signs
 
-State = Literal["healthy", "complete collapse", "dimensional collapse", "diverging", "flat", "too early"]
+State = Literal[
+    "healthy", "complete collapse", "dimensional collapse", "cluster collapse", "diverging", "flat", "leaking",
+    "over-augmented", "starved by data loading", "failed", "too early",
+]  # fmt: skip
+"""`diagnose` tells those that a loss and a representation show by themselves; `visrep.analysis.doctor` all of them"""
 
 MIN_STEPS = 50
 """optimiser steps before which only a non-finite loss is told from a sound run"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class RunRecord:
     """pictures.npz: uint8 "rows columns h w 3" by name"""
     unreadable: list[tuple[str, str]]
     """(path, reason) of images that could not be decoded"""
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    """diagnostics.json"""
 
 
 def read_run(path: Path) -> RunRecord:
@@ -38,7 +40,7 @@ def read_run(path: Path) -> RunRecord:
             "Give the folder that pretraining wrote, the one with metrics.jsonl in it."
         )
     lines = _metrics(path / "metrics.jsonl")
-    evaluation = path / "evaluation.json"
+    evaluation, diagnostics = path / "evaluation.json", path / "diagnostics.json"
     return RunRecord(
         path=path,
         about=json.loads((path / "run.json").read_text()),
@@ -47,6 +49,7 @@ def read_run(path: Path) -> RunRecord:
         evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else {},
         pictures=_pictures(path / "pictures.npz"),
         unreadable=_unreadable(path / "unreadable.txt"),
+        diagnostics=json.loads(diagnostics.read_text()) if diagnostics.is_file() else {},
     )
 
 

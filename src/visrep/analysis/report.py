@@ -11,7 +11,9 @@ from visrep.analysis import report_training as training
 from visrep.analysis.gallery import Gallery, Inapplicable, Missing, build_gallery
 from visrep.analysis.page import Section, document, note
 from visrep.analysis.record import RunRecord, read_run
+from visrep.analysis.report_diagnostics import diagnostics
 from visrep.analysis.report_probes import probes
+from visrep.analysis.report_whitebox import whitebox_section
 
 Material = TypeVar("Material")
 
@@ -32,6 +34,12 @@ FROM_RECORD: tuple[tuple[str, str, Callable[[RunRecord], str]], ...] = (
         "Health while training",
         "Measured without labels, kNN apart: spread and RankMe must not go to zero while the loss falls.",
         training.monitors,
+    ),
+    (
+        "Without labels",
+        "Measured without labels, layer by layer. None of these numbers is quality: what each can and cannot "
+        "compare stands beside it.",
+        diagnostics,
     ),
     (
         "Sample views",
@@ -75,6 +83,12 @@ FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
         images_of.attention_section,
     ),
     (
+        "White-box layers",
+        "What each layer is built to do, measured: the coding rate should fall from layer to layer, and codes "
+        "become sparser; compare with the same network untrained.",
+        whitebox_section,
+    ),
+    (
         "Patch tokens",
         "Patches in the same colour have similar features, across all the images shown: objects should stand "
         "out from the background.",
@@ -82,8 +96,8 @@ FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
     ),
 )
 ORDER = (
-    "Probes", "Loss and schedules", "Health while training", "Map", "Nearest neighbours", "Attention",
-    "Patch tokens", "Pictures by the method", "Sample views", "Spectrum", "Configuration",
+    "Probes", "Loss and schedules", "Health while training", "Without labels", "Map", "Nearest neighbours", "Attention",
+    "White-box layers", "Patch tokens", "Pictures by the method", "Sample views", "Spectrum", "Configuration",
 )  # fmt: skip
 
 

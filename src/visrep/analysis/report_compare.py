@@ -7,14 +7,16 @@ from html import escape
 from pathlib import Path
 
 from visrep.analysis.figures import Line, Mark, curves, intervals
+from visrep.analysis.measures.registry import measure
+from visrep.analysis.measures.spectral import RANKME
 from visrep.analysis.page import Section, card, document, figure, folded, grid, note, table
 from visrep.analysis.record import RunRecord, read_run
-from visrep.analysis.report_probes import PROTOCOLS
+from visrep.analysis.report_names import title_of
 from visrep.analysis.report_training import GUIDE, configuration
 from visrep.evaluation.effort import duration
 from visrep.evaluation.label_free import SCORES
 from visrep.evaluation.leaderboard import LEVEL, cells, columns, images_seen, time_taken, troubles
-from visrep.evaluation.standings import Comparison
+from visrep.evaluation.standings import Comparison, Entry
 
 WATCHED = ("knn", "rankme", "uniformity", "alignment")
 """monitors drawn over the images seen"""
@@ -30,7 +32,7 @@ def report_comparison(comparison: Comparison, out: Path) -> Path:
         f"The best is on top. {LEVEL}: not clearly behind the best encoder of the column, the intervals overlap. "
         "Green rows are clearly better than the same network untrained and raw pixels."
         if judged
-        else "No label was used: the order is by RankMe, and high is not the same as good."
+        else f"No label was used: the order is by {measure(comparison.selected).title}, which is not quality."
     )
     sections = [
         Section("Leaderboard", reading, _leaderboard(comparison)),
@@ -76,18 +78,25 @@ def _cards(comparison: Comparison) -> list[str]:
     for entry in comparison.ranked:
         result = entry.headline(comparison.protocols[0]) if comparison.protocols else None
         if result is None:
-            rank, width = entry.scores["rankme"], min(entry.scores["width"], entry.scores["images"])
-            cards.append(card(entry.name, f"{rank:.0f}", f"RankMe, of {width} directions"))
+            cards.append(_label_free_card(comparison, entry))
             continue
         level = f" {LEVEL}" if entry.name in comparison.level(result.protocol) else ""
-        remark = f"{PROTOCOLS[result.protocol]}, 95 % interval {result.ci_low:.1f} to {result.ci_high:.1f}"
+        remark = f"{title_of(result.protocol)}, 95 % interval {result.ci_low:.1f} to {result.ci_high:.1f}"
         kind = "good" if comparison.beaten(entry) else "bad"
         cards.append(card(entry.name, f"{result.value:.1f} %{level}", remark, kind=kind))
     return cards
 
 
+def _label_free_card(comparison: Comparison, entry: Entry) -> str:
+    decides = measure(comparison.selected)
+    value, most = entry.scores[decides.key], min(entry.scores["width"], entry.scores["images"])
+    if decides is RANKME:
+        return card(entry.name, f"{value:.0f}", f"RankMe, of {most} directions")
+    return card(entry.name, f"{value:.3g}", f"{decides.title}, {decides.better} is better")
+
+
 def _leaderboard(comparison: Comparison) -> str:
-    head = ("entry", *(PROTOCOLS.get(name, name) for name in columns(comparison)), "images seen", "time")
+    head = ("entry", *(title_of(name) for name in columns(comparison)), "images seen", "time")
     rows = [
         [
             entry.name, *(cell.strip() for cell in cells(comparison, entry)), images_seen(entry.effort),
@@ -97,7 +106,7 @@ def _leaderboard(comparison: Comparison) -> str:
     ]  # fmt: skip
     marked = [entry.kind == "trained" and comparison.beaten(entry) for entry in comparison.entries]
     marks = [
-        Mark(_short(entry.name), PROTOCOLS[protocol], result.value, result.ci_low, result.ci_high)
+        Mark(_short(entry.name), title_of(protocol), result.value, result.ci_low, result.ci_high)
         for entry in comparison.entries
         for protocol in comparison.protocols
         if (result := entry.headline(protocol))

@@ -13,7 +13,7 @@ from visrep.analysis.page import figure, grid, image, note, sheet, strip
 from visrep.analysis.pictures import data_uri, fit, heat, image_map, token_colours
 from visrep.analysis.record import RunRecord
 from visrep.analysis.spectra import participation_ratio, rankme, sample_caution, spectrum
-from visrep.encoders import ViT
+from visrep.encoders import ViTLike
 
 QUERIES, NEIGHBOURS = 10, 6
 EXAMPLES = 6
@@ -139,8 +139,9 @@ def _sheet(pictures: UInt8[np.ndarray, "rows columns h w 3"]) -> str:
 
 def attention_section(gallery: Gallery) -> str:
     """Where the last block looks, for a few images: the mean over heads, then single heads."""
-    if not isinstance(gallery.encoder.config, ViT):
-        raise Inapplicable("attention maps are drawn of vision transformers for images only")
+    config = gallery.encoder.config
+    if not (isinstance(config, ViTLike) and config.has_attention):
+        raise Inapplicable("attention maps are drawn of transformers for images that compare their tokens")
     chosen = gallery.examples(EXAMPLES)
     tokens = gallery.tokens(chosen, attention=True)
     assert tokens.attention is not None, "a ViT asked for attention returns it"

@@ -10,18 +10,10 @@ from visrep.analysis.figures import Mark, intervals
 from visrep.analysis.gallery import Missing
 from visrep.analysis.page import figure, note, table
 from visrep.analysis.record import RunRecord
+from visrep.analysis.report_layers import layer_curves
+from visrep.analysis.report_names import protocol
 from visrep.evaluation.results import from_headline, variant
 
-PROTOCOLS = {
-    "knn": "kNN",
-    "knn-loo": "kNN, leave one out",
-    "linear": "linear probe",
-    "attentive": "attentive probe",
-    "fewlabels": "few labels",
-    "finetune": "fine-tuned",
-    "finetune-mae": "fine-tuned as MAE",
-    "finetune-mae-large": "fine-tuned as MAE, large",
-}
 WHO = {"trained": "trained", "untrained": "same network, untrained", "pixels": "raw pixels"}
 
 Result = Mapping[str, Any]
@@ -55,6 +47,7 @@ def probes(record: RunRecord) -> str:
     warnings = "".join(note(f"Warning: {text}") for text in evaluation["warnings"])
     return (
         figure(intervals(marks), kind="chart")
+        + layer_curves(results)
         + table(head, rows, marked=marked)
         + note(f"Images: {evaluation['split']}.")
         + warnings
@@ -85,14 +78,6 @@ def judgement(results: Sequence[Result]) -> tuple[list[str], list[str]]:
 def clearly_better(trained: Result, baselines: Sequence[Result]) -> bool:
     """Whether the 95 % interval lies above that of every baseline; False without baselines."""
     return bool(baselines) and all(trained["ci_low"] > baseline["ci_high"] for baseline in baselines)
-
-
-def protocol(result: Result) -> str:
-    """What the table calls a result's protocol."""
-    short, colon, labelled = str(result["protocol"]).partition(":")
-    name = PROTOCOLS.get(short, short) + (f", {labelled} labelled" if colon else "")
-    found = variant(result["settings"])
-    return f"{name} ({found[0]}={found[1]})" if found else name
 
 
 def _same(one: Result, other: Result, keys: Sequence[str]) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from visrep.analysis.doctor import examine
 from visrep.analysis.figures import Line, curves
 from visrep.analysis.gallery import Missing
-from visrep.analysis.health import diagnose
 from visrep.analysis.page import card, figure, folded, grid, note, table
 from visrep.analysis.record import RunRecord
 from visrep.analysis.report_probes import WHO, clearly_better, headlines, judgement, protocol
@@ -52,7 +52,8 @@ def _status(record: RunRecord) -> str:
 
 
 def _verdict(record: RunRecord) -> str:
-    verdict = diagnose(record.steps, record.epochs)
+    checkup = examine(record)
+    verdict = checkup.verdict
     better, others = judgement(record.evaluation.get("results", []))
     said = [f"clearly better than untrained and raw pixels in {' and '.join(better)}"] if better else []
     said += [f"not clearly better than untrained or raw pixels in {' and '.join(others)}"] if others else []
@@ -64,6 +65,7 @@ def _verdict(record: RunRecord) -> str:
         "Evidence": verdict.evidence,
         "Likely cause": verdict.cause,
         "What to change": verdict.change,
+        "Also": "; ".join(f"{other.state}: {other.evidence}" for other in checkup.findings[1:]),
         "Judged": f"{judged[:1].upper()}{judged[1:]}." if judged else "",
     }
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)

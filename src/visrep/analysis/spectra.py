@@ -21,7 +21,7 @@ def spectrum(z: Float[Tensor, "n d"]) -> Float[Tensor, " r"]:
     The sum is the total variance. Its shape can be compared between encoders after division by the sum or the
     first value; its scale cannot. Raises ValueError for fewer than two rows or values that are not finite.
     """
-    z = _checked(z)
+    z = checked(z)
     return torch.linalg.svdvals(z - z.mean(0)).square() / (len(z) - 1)
 
 
@@ -33,7 +33,7 @@ def rankme(z: Float[Tensor, "n d"], eps: float = 1e-7) -> float:
     (see `sample_caution`), so it compares runs of one method on the same images, not methods or widths.
     Raises ValueError for fewer than two rows or values that are not finite.
     """
-    s = torch.linalg.svdvals(_checked(z))
+    s = torch.linalg.svdvals(checked(z))
     p = s / s.sum().clamp_min(torch.finfo(s.dtype).tiny) + eps
     return float((-p * p.log()).sum().exp())
 
@@ -51,6 +51,16 @@ def participation_ratio(z: Float[Tensor, "n d"]) -> float:
     )
 
 
+def nesum(z: Float[Tensor, "n d"]) -> float:
+    """Sum of the variances along the principal axes over the largest of them (the stable rank): 1 to min(n, d).
+
+    6 where `participation_ratio` is 23 and `rankme` 207. 0 when all rows are equal.
+    Raises ValueError for fewer than two rows or values that are not finite.
+    """
+    variance = spectrum(z)
+    return float(variance.sum() / variance[0].clamp_min(torch.finfo(variance.dtype).tiny))
+
+
 def feature_std(z: Float[Tensor, "n d"]) -> float:
     """Standard deviation over images of the L2-normalised features, averaged over dimensions.
 
@@ -58,7 +68,7 @@ def feature_std(z: Float[Tensor, "n d"]) -> float:
     collapse); blind to collapse onto several directions. Multiply by sqrt(d) to compare widths.
     Raises ValueError for fewer than two rows or values that are not finite.
     """
-    return float(F.normalize(_checked(z), dim=-1).std(0).mean())
+    return float(F.normalize(checked(z), dim=-1).std(0).mean())
 
 
 def alignment(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> float:
@@ -71,7 +81,7 @@ def alignment(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> float:
         raise ValueError(
             f"alignment compares two views of the same images, got {_shape(z1)} and {_shape(z2)}."
         )
-    difference = F.normalize(_checked(z1), dim=-1) - F.normalize(_checked(z2), dim=-1)
+    difference = F.normalize(checked(z1), dim=-1) - F.normalize(checked(z2), dim=-1)
     return float(difference.square().sum(-1).mean())
 
 
@@ -81,7 +91,7 @@ def uniformity(z: Float[Tensor, "n d"], t: float = 2.0, chunk: int = 2048) -> fl
     0 for a constant encoder; -2t (-4) at best for many dimensions. An estimate over pairs, so it hardly
     depends on n. Raises ValueError for fewer than two rows or values that are not finite.
     """
-    z = F.normalize(_checked(z), dim=-1)
+    z = F.normalize(checked(z), dim=-1)
     n = len(z)
     # sum over chunks of rows: the whole n x n table of 20,000 images would take 3 GB
     total = sum(float((2 * t * (rows @ z.T - 1)).exp().sum()) for rows in z.split(chunk))
@@ -104,7 +114,8 @@ def sample_caution(n: int, d: int) -> str:
     return ""
 
 
-def _checked(z: Tensor) -> Tensor:
+def checked(z: Tensor) -> Tensor:
+    """The features in float64. Raises ValueError for fewer than two rows or values that are not finite."""
     if z.ndim != 2 or len(z) < 2:
         raise ValueError(f"expected features of at least 2 images, one row an image, got {_shape(z)}.")
     z = z.detach().double()

@@ -16,7 +16,11 @@ visrep: learn, judge and use visual representations
   visrep evaluate RUN --data FOLDER                         how good is it? (labelled images)
   visrep compare WHAT WHAT ... --data FOLDER                which is best? runs, or methods under one --budget
   visrep embed RUN --data FOLDER --out FILE                 one vector an image: .parquet, .npz or .csv
+  visrep export RUN --to TOOL --out FOLDER                  for timm, hf (transformers), onnx, torch-export, ...
   visrep report RUN                                         one HTML file with everything about a run
+  visrep doctor RUN                                         is it healthy? if not: what it is, and what to change
+  visrep diagnose RUN --data FOLDER                         measured without labels, layer by layer
+  visrep similarity RUN [RUN ...] --data FOLDER             how alike are layers and encoders? heat maps
   visrep list                                               methods, presets, what is proven
   visrep demo                                               all of it on built-in images, in minutes
 
@@ -28,7 +32,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("visrep.cli.evaluate", "evaluate"),
     "compare": ("visrep.cli.compare", "compare"),
     "embed": ("visrep.cli.embed", "embed"),
+    "export": ("visrep.cli.export", "export"),
     "report": ("visrep.cli.report", "report"),
+    "doctor": ("visrep.cli.doctor", "doctor"),
+    "diagnose": ("visrep.cli.diagnose", "diagnose"),
+    "similarity": ("visrep.cli.similarity", "similarity"),
     "list": ("visrep.cli.catalogue", "list_methods"),
     "demo": ("visrep.cli.demo", "demo"),
 }

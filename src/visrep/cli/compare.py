@@ -24,6 +24,7 @@ def compare(
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = (),
     limit: int | None = None,
     labels: bool = True,
+    select: str = "",
     seed: int = 0,
 ) -> None:
     """Judge runs alike, after training those that are methods under one budget; comparison.html and .json in out.
@@ -38,12 +39,13 @@ def compare(
         preset: of methods named without one
         out: a method is trained in OUT/METHOD
         labelled: labelled images to judge on instead of data
-        protocols: knn, knn-loo, linear, attentive, fewlabels, finetune, finetune-mae, finetune-mae-large; the last
-            three also with few labels: finetune:10% or finetune:5 (of each class); see docs/protocols.md
+        protocols: those of visrep evaluate, such as knn, linear, attentive, fewlabels, finetune; see docs/protocols.md
         encoder: one for all methods, by name
         settings: changed for all methods, such as batch=128 optim.clip=3
         limit: train encoders and probes on only so many images; default: what presets say, and all for probes
-        labels: use the labels of data; --no-labels ranks by RankMe, which says little
+        labels: use the labels of data; --no-labels ranks by --select, which says little
+        select: without labels, order by rankme (the default), lidar, alpha-req, participation-ratio, nesum,
+            coding-rate, uniformity, feature-std, cluster-learnability or clid; see docs/diagnostics.md for their worth
         seed: of training, splits, bootstrap and untrained encoders
     """
     from visrep import api
@@ -62,6 +64,7 @@ def compare(
         limit=limit,
         overrides=dict(map(setting, settings)),
         labels=labels,
+        select=select,
         progress=True,
     )
     print_leaderboard(comparison)

@@ -10,27 +10,31 @@ def evaluate(
     data: str,
     test: str = "",
     protocols: tuple[str, ...] = ("knn", "linear"),
-    layers: tuple[int, ...] = (),
+    layers: tuple[str, ...] = (),
     poolings: tuple[str, ...] = ("auto",),
     baselines: bool = True,
     limit: int = 0,
     test_limit: int = 0,
+    keep: bool = True,
     seed: int = 0,
 ) -> None:
     """Judge the encoder of a run on labelled images; a table here, evaluation.json in the run folder.
 
     Args:
-        run: run folder, or a public encoder: checkpoint file, timm:NAME, hf:NAME, open_clip:NAME@TAG
+        run: run folder, or a public encoder: checkpoint or ONNX file, timm:NAME, hf:NAME, open_clip:NAME@TAG
         data: labelled images: folder with a sub-folder a class (train/ and test/ or val/ above them are respected),
             .parquet, .npz, or playground
         test: held-out labelled images; default: the test or val part of data, else a fifth of it
-        protocols: knn, knn-loo, linear, attentive, fewlabels, finetune, finetune-mae, finetune-mae-large; the last
-            three also with few labels: finetune:10% or finetune:5 (of each class); see docs/protocols.md
-        layers: layers to judge besides the last one, 1 = first
-        poolings: auto, cls, mean, cls+mean
+        protocols: all (that leave the encoder as it is), or some of: knn, knn-loo, linear, linear-dino, linear-dinov2,
+            linear-mae, fewlabels, attentive, attentive-vjepa, attentive-efficient, episodes, clustering, retrieval,
+            retrieval-within, copies, linear-dinov2@paper, finetune, finetune-mae, finetune-mae-large; the last three
+            also with few labels: finetune:10% or finetune:5 (of each class); see docs/protocols.md
+        layers: layers to judge besides the last one, 1 = first, or all
+        poolings: auto, cls, mean, cls+mean, last-4
         baselines: also judge raw pixels and the untrained encoder
         limit: use only the first training images
         test_limit: use only the first test images
+        keep: keep features in the run folder, so that another call needs no pass over the images
         seed: of splits, bootstrap and the untrained encoder
     """
     from visrep import api
@@ -41,12 +45,20 @@ def evaluate(
         data,
         test=test or None,
         protocols=protocols,
-        layers=layers,
+        layers="all" if layers == ("all",) else tuple(map(number, layers)),
         poolings=poolings,
         baselines=baselines,
         limit=limit,
         test_limit=test_limit,
+        keep=keep,
         seed=seed,
         progress=True,
     )
     print_table(result)
+
+
+def number(layer: str) -> int:
+    """Raises ValueError for what is no number."""
+    if not layer.isdecimal():
+        raise ValueError(f"--layers {layer}: write numbers of layers, 1 for the first, or all.")
+    return int(layer)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from visrep.analysis.measures.registry import selector
 from visrep.analysis.record import read_run
 from visrep.analysis.report_compare import report_comparison
 from visrep.comparison.budget import Budget
 from visrep.comparison.candidates import Candidate, Common, gather_candidates
 from visrep.comparison.plans import common_budget, plan
+from visrep.comparison.worth import measured_worth
 from visrep.config import save_json
 from visrep.data import Source, open_splits
 from visrep.encoders import load_encoder
@@ -35,14 +37,18 @@ def compare(
     out: Path,
     protocols: tuple[str, ...],
     labels: bool = True,
+    select: str = "",
     progress: bool = False,
 ) -> Comparison:
     """See `visrep.api.compare`. All that can be checked is checked before the first training begins."""
     check_protocols(protocols)
+    chosen = selector(select or "rankme")
     candidates = gather_candidates(entries, common, out)
     judged = _judged_data(candidates, labelled or common.data)
     train, test = open_splits(judged)
     labels = labels and (bool(labelled) or train.labels is not None)
+    if labels and select:
+        raise ValueError(f"--select {select} chooses without labels, and there are labels: add --no-labels.")
     if labels:
         _check_labels(candidates, judged, train, test)
 
@@ -75,7 +81,9 @@ def compare(
                 save_json(candidate.folder / "evaluation.json", evaluations[candidate.name].to_json())
         comparison = leaderboard(evaluations, efforts, protocols, seed=common.seed)
     else:
-        comparison = compare_without_labels(encoders, efforts, train if test is None else test, **alike)
+        source = train if test is None else test
+        comparison = compare_without_labels(encoders, efforts, source, select=chosen, **alike)
+        comparison = replace(comparison, notes=[*comparison.notes, *measured_worth(chosen)])
     comparison = replace(
         comparison,
         budget=str(spent) if spent else "",

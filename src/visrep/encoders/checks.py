@@ -5,6 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 
+class NoFreshWeights(ValueError):
+    """An encoder cannot be built anew, so that there is no untrained twin of it."""
+
+
 def check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:
     """Raises ValueError unless a configuration field has one of its values."""
     if value not in choices:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visrep.encoders.checks import check_choice
 from visrep.encoders.dalle import DalleNet
-from visrep.encoders.vit import ViT
+from visrep.encoders.vit import ViTLike
 from visrep.method import Encoder, Preprocessing, Tokens
 from visrep.nn.quantizer import Codebook, CosineCodebook, EuclideanCodebook
 from visrep.nn.transformer import linear
@@ -36,7 +36,7 @@ class LogitTokenizer:
 class CodebookTokenizer:
     """A patch's code is the nearest of k vectors."""
 
-    encoder: ViT | DalleNet
+    encoder: ViTLike | DalleNet
     codes: int
     """k"""
     width: int

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from visrep.encoders.checks import check_choice, check_keep, check_layers
-from visrep.encoders.vit import covered, learned_tokens, patch_grid, take
+from visrep.encoders.patches import covered, learned_tokens, patch_grid, take
 from visrep.method import Encoder, Preprocessing, Tokens
 from visrep.nn.positions import Rotary
 from visrep.nn.positions_video import Grid, rotary_3d, sincos_3d, sincos_sequence

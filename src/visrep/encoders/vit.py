@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, final, get_args
+from typing import ClassVar, Literal, final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from visrep.encoders.checks import check_choice, check_images, check_keep, check_layers
+from visrep.encoders.patches import PatchEmbed, covered, learned_tokens, patch_grid
 from visrep.method import Encoder, Preprocessing, Tokens
 from visrep.nn.positions import Rotary, resample, rotary_2d, sincos_2d
 from visrep.nn.transformer import Block, MlpKind
@@ -18,12 +20,18 @@ from visrep.nn.transformer import Block, MlpKind
 Position = Literal["learned", "sincos", "rope"]
 LayerKind = Literal["normed", "raw", "mlp"]
 """what a layer is: its block's output after the final norm, before it (layer 0 is then what enters the first block), or
-only what the block's MLP adds"""
+only what the block's last part makes: in a ViT what the MLP adds"""
 
 
 @dataclass(frozen=True)
-class ViT:
-    """A vision transformer, by default DINO's ViT-S/16. Raises ValueError for sizes that do not divide."""
+class ViTLike(ABC):
+    """What encoders that are stacks of blocks over patches have in common; `block` is what they differ in.
+
+    Raises ValueError for sizes that do not divide.
+    """
+
+    has_attention: ClassVar[bool] = True
+    """whether blocks compare token with token, so that there are maps of attention"""
 
     image: int = 224
     """side in pixels that positions are stated for; other sizes resample them"""
@@ -32,8 +40,6 @@ class ViT:
     width: int = 384
     depth: int = 12
     heads: int = 6
-    mlp_ratio: float = 4.0
-    mlp: MlpKind = "gelu"
     cls: bool = True
     registers: int = 0
     """extra tokens without a position (arXiv:2309.16588)"""
@@ -44,17 +50,13 @@ class ViT:
     """0.1 resamples learned positions as the published DINO code does, without antialiasing"""
     position_antialias: bool = True
     """when learned positions are resampled to fewer patches; some published models do not"""
-    layer_scale: float = 0.0
-    """first value of LayerScale, 0 for none"""
     drop_path: float = 0.0
     """rate of the last block; grows linearly from 0 at the first"""
-    qkv_bias: bool = True
     norm_eps: float = 1e-6
     """added to the variance in every LayerNorm"""
     channels: int = 3
 
     def __post_init__(self) -> None:
-        check_choice("mlp", self.mlp, get_args(MlpKind))
         check_choice("position", self.position, get_args(Position))
         patch_grid(self.image, self.image, self.patch)
         parts = {"learned": 1, "sincos": 4, "rope": 4 * self.heads}[self.position]
@@ -69,109 +71,84 @@ class ViT:
                 "Set it to 0, or position to 'learned'."
             )
 
+    @abstractmethod
+    def block(self, drop_path: float) -> nn.Module:
+        """A block with fresh weights. It is called like `visrep.nn.transformer.Block`."""
+
+    def embedding(self) -> PatchEmbed:
+        """What makes tokens of patches, with fresh weights."""
+        return PatchEmbed(self.channels, self.patch, self.width)
+
+    def last_norm(self) -> nn.LayerNorm:
+        """The norm of what the last block gives."""
+        return nn.LayerNorm(self.width, eps=self.norm_eps)
+
+    @property
+    def token_std(self) -> float:
+        """Deviation of learned tokens and positions at the start."""
+        return 0.02
+
     def build(self) -> VisionTransformer:
         """A network with fresh weights, drawn from torch's global generator."""
         return VisionTransformer(self)
 
 
-def patch_grid(height: int, width: int, patch: int) -> tuple[int, int]:
-    """Rows and columns of patches in an image. Raises ValueError when it does not divide."""
-    if min(height, width) < patch or height % patch or width % patch:
-        nearest = " x ".join(str(max(1, round(side / patch)) * patch) for side in (height, width))
-        raise ValueError(
-            f"An image of {height} x {width} pixels does not divide into patches of {patch} x {patch}. "
-            f"The nearest size that does is {nearest}."
+@dataclass(frozen=True)
+class ViT(ViTLike):
+    """A vision transformer, by default DINO's ViT-S/16. Raises ValueError for sizes that do not divide."""
+
+    mlp_ratio: float = 4.0
+    mlp: MlpKind = "gelu"
+    layer_scale: float = 0.0
+    """first value of LayerScale, 0 for none"""
+    qkv_bias: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("mlp", self.mlp, get_args(MlpKind))
+        super().__post_init__()
+
+    def block(self, drop_path: float) -> Block:
+        return Block(
+            self.width,
+            self.heads,
+            mlp_ratio=self.mlp_ratio,
+            mlp=self.mlp,
+            qkv_bias=self.qkv_bias,
+            layer_scale=self.layer_scale,
+            drop_path=drop_path,
+            norm_eps=self.norm_eps,
         )
-    return height // patch, width // patch
-
-
-def take(x: Float[Tensor, "b n d"], indices: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
-    """Some of the tokens of each image."""
-    return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def learned_tokens(n: int, width: int) -> nn.Parameter:
-    """Parameters "1 n d", initialised as in DINO."""
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, n, width), std=0.02))
-
-
-def covered(
-    x: Float[Tensor, "b m d"],
-    mask: Bool[Tensor, "b n"],
-    keep: Int[Tensor, "b m"] | None,
-    grid: tuple[int, ...],
-    token: Tensor | None,
-) -> Float[Tensor, "b m d"]:
-    """Embedded patches (those of ``keep``) with the mask token in place of those that ``mask`` hides.
-
-    Raises ValueError without a token, or when the mask does not fit the grid of patches.
-    """
-    if token is None:
-        raise ValueError("mask= needs a mask token, which this encoder lacks. Build it with mask_token=True.")
-    if mask.shape != (len(x), math.prod(grid)):
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}; {len(x)} images of {' x '.join(map(str, grid))} "
-            f"patches need {(len(x), math.prod(grid))}."
-        )
-    hidden = mask if keep is None else mask.gather(1, keep)
-    return torch.where(hidden.unsqueeze(-1), token.to(x.dtype), x)
-
-
-@final
-class PatchEmbed(nn.Module):
-    """One linear map of the pixels of each patch: the usual strided convolution, its kernel flattened."""
-
-    def __init__(self, channels: int, patch: int, width: int) -> None:
-        super().__init__()
-        self.patch = patch
-        self.proj = nn.Linear(channels * patch**2, width)  # torch's own initialisation, as in DINO
-
-    def forward(
-        self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b m"] | None = None
-    ) -> Float[Tensor, "b n d"]:
-        p = self.patch
-        pixels = images.unfold(2, p, p).unfold(3, p, p)  # b c rows columns p p
-        pixels = pixels.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # b n (c p p)
-        return self.proj(pixels if keep is None else take(pixels, keep))
 
 
 @final
 class VisionTransformer(Encoder):
-    """See `ViT`. With ``keep``, patches are chosen before anything is computed, so only they cost."""
+    """See `ViTLike`. With ``keep``, patches are chosen before anything is computed, so only they cost."""
 
     position: Tensor | None
     """table "1 n d" added to the patches: a parameter, a buffer (sin-cos) or none (rope)"""
 
-    def __init__(self, config: ViT) -> None:
+    def __init__(self, config: ViTLike) -> None:
         super().__init__()
-        self.config: ViT = config
+        self.config: ViTLike = config
         self.width, self.depth, self.stride = config.width, config.depth, config.patch
         self.preprocessing = Preprocessing(config.image, ratio=1.0 if config.image < 96 else 0.875)
         self.grid = patch_grid(config.image, config.image, config.patch)
 
-        self.patch_embed = PatchEmbed(config.channels, config.patch, config.width)
-        self.cls_token = learned_tokens(1, config.width) if config.cls else None
-        self.register_tokens = learned_tokens(config.registers, config.width) if config.registers else None
-        self.mask_token = learned_tokens(1, config.width) if config.mask_token else None
+        self.patch_embed = config.embedding()
+        std = config.token_std
+        self.cls_token = learned_tokens(1, config.width, std) if config.cls else None
+        self.register_tokens = (
+            learned_tokens(config.registers, config.width, std) if config.registers else None
+        )
+        self.mask_token = learned_tokens(1, config.width, std) if config.mask_token else None
         if config.position == "sincos":
             self.register_buffer("position", sincos_2d(self.grid, config.width)[None], persistent=False)
         else:
             learned = config.position == "learned"
-            self.position = learned_tokens(math.prod(self.grid), config.width) if learned else None
-        self.blocks = nn.ModuleList(
-            Block(
-                config.width,
-                config.heads,
-                mlp_ratio=config.mlp_ratio,
-                mlp=config.mlp,
-                qkv_bias=config.qkv_bias,
-                layer_scale=config.layer_scale,
-                drop_path=config.drop_path * i / max(1, config.depth - 1),
-                norm_eps=config.norm_eps,
-            )
-            for i in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+            self.position = learned_tokens(math.prod(self.grid), config.width, std) if learned else None
+        rates = (config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth))
+        self.blocks = nn.ModuleList(config.block(rate) for rate in rates)
+        self.norm = config.last_norm()
 
     def forward(
         self,
@@ -187,12 +164,17 @@ class VisionTransformer(Encoder):
         """Encode images; see `Encoder.forward`, `rotary_2d` for ``warp``, and `LayerKind`.
 
         Raises ValueError for sizes that are not a multiple of the patch, layers that do not exist, masks or
-        indices that do not fit, and a warp of positions that are not rotary.
+        indices that do not fit, a warp of positions that are not rotary, and maps of attention that there are none of.
         """
         check_images(images, self.config.channels)
         check_layers(layers, self.depth, first=0 if layer_kind == "raw" else 1)
         if keep is not None:
             check_keep(keep, len(images))
+        if attention and not self.config.has_attention:
+            raise ValueError(
+                f"attention= asks for maps between tokens; {type(self.config).__name__} compares no tokens. "
+                "Use a ViT or CRATE."
+            )
         grid = patch_grid(images.shape[2], images.shape[3], self.config.patch)
         x = self._embed(images, grid, keep, mask)
         if warp is not None and self.config.position != "rope":

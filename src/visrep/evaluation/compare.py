@@ -8,20 +8,19 @@ from dataclasses import replace
 
 import torch
 
+from visrep.analysis.measures.base import Measure
+from visrep.analysis.measures.spectral import RANKME
 from visrep.config import to_json
 from visrep.data.source import Source
 from visrep.encoders import applied_to
 from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import Evaluation, evaluate
-from visrep.evaluation.finetune import RECIPES
 from visrep.evaluation.label_free import label_free_scores, sample, trust
+from visrep.evaluation.protocols import place
 from visrep.evaluation.results import Judged, Result
 from visrep.evaluation.standings import Comparison, Entry
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
-
-DECIDES = ("linear", "attentive", "knn", "fewlabels", "knn-loo", *RECIPES)
-"""the first of these that was asked for puts the leaderboard in order"""
 
 
 def evaluate_alike(
@@ -87,7 +86,7 @@ def leaderboard(
             elif results:
                 groups.append((results, [name]))
         entries += [_baseline(kind, names, len(evaluations), results, {}) for results, names in groups]
-    ordered = tuple(sorted(protocols, key=lambda protocol: DECIDES.index(protocol.partition(":")[0])))
+    ordered = tuple(sorted(protocols, key=place))
 
     def value(entry: Entry) -> float:
         result = entry.headline(ordered[0])
@@ -124,13 +123,14 @@ def compare_without_labels(
     efforts: Mapping[str, Effort],
     source: Source,
     *,
+    select: Measure = RANKME,
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
-    """The encoders and their untrained twins in order of RankMe, with notes on how little that says.
+    """The encoders and their untrained twins in order of ``select``, with notes on how little that says.
 
-    Raises ValueError, with the name of the encoder, when features are not finite.
+    Raises ValueError, with the name of the encoder, when features are not finite or ``select`` needs more images.
     """
     encoders = {name: applied_to(encoder, source.frames) for name, encoder in encoders.items()}
     entries: list[Entry] = []
@@ -138,20 +138,21 @@ def compare_without_labels(
     for name, encoder in encoders.items():
         canvases = sample(source, encoder.preprocessing.size, progress=progress)
         try:
-            scores = label_free_scores(encoder, canvases, device=device, seed=seed)
+            scores = label_free_scores(encoder, canvases, select=select, device=device, seed=seed)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         entries.append(Entry(name, "trained", scores=scores, effort=efforts[name]))
         twins.setdefault(_architecture(encoder), (encoder, []))[1].append(name)
-    notes = trust([efforts[name].method for name in encoders], [entry.scores for entry in entries])
+    notes = trust([efforts[name].method for name in encoders], [entry.scores for entry in entries], select)
     for encoder, names in twins.values():
         canvases = sample(source, encoder.preprocessing.size, progress=progress)
         twin = untrained_twin(encoder, canvases, canvases.usable, seed=seed, device=device)
-        scores = label_free_scores(twin, canvases, device=device, seed=seed)
+        scores = label_free_scores(twin, canvases, select=select, device=device, seed=seed)
         entries.append(_baseline("untrained", names, len(encoders), [], scores))
     return Comparison(
-        entries=sorted(entries, key=lambda entry: entry.scores["rankme"], reverse=True),
+        entries=sorted(entries, key=lambda entry: select.best_first(entry.scores[select.key])),
         protocols=(),
+        selected=select.name,
         split=f"scored on {entries[0].scores['images']} images of {source.name}, without labels",
         budget="",
         seed=seed,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64
+from jaxtyping import Float, Float16, Int64
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from visrep.data.workers import default_workers
 from visrep.method import Canvases, Encoder, Pooling, Preprocessing, Tokens
 from visrep.views import center
 
+Parts = dict[tuple[int, str], Float[Tensor, "_ _"]]
+"""one vector an image by (layer, pooling)"""
 PIXELS = (0, "none")
 """key of raw pixels among `Features.vectors`"""
 
@@ -28,13 +30,15 @@ PIXELS = (0, "none")
 class Features:
     """Features of n images, on the CPU."""
 
-    vectors: dict[tuple[int, str], Float32[Tensor, "n d"]]
+    vectors: Parts
     """by (layer, pooling); the last layer first, "auto" named by what it stands for"""
     labels: Int64[Tensor, " n"] | None
     index: Int64[Tensor, " n"]
     """position of each image in its source"""
     tokens: Float16[Tensor, "n p d"] | None = None
     """patch tokens of the last layer, when asked for"""
+    parts: Parts = field(default_factory=dict)
+    """what ``vectors`` are made of, for protocols that put layers together by themselves"""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -107,14 +111,22 @@ def stream(
     encoder.to(device)
     with evaluation_mode(encoder):
         for pixels, labels, index in centred(canvases, indices, encoder.preprocessing, batch, device):
-            with torch.no_grad():  # not inference mode: probes train on these tensors
-                out = encoder(pixels, layers=others)
-            vectors = {
-                (layer, _named(how, part)): part.pool(cast(Pooling, how)).float().cpu()
-                for layer, part in ((encoder.depth, out), *zip(others, out.layers, strict=True))
-                for how in poolings
-            }
-            yield Features(vectors, labels, index, out.patches.half().cpu() if tokens else None)
+            vectors, patches = encode(encoder, pixels, others, poolings)
+            yield Features(vectors, labels, index, patches.half().cpu() if tokens else None)
+
+
+@torch.no_grad()  # not inference mode: probes train on these tensors
+def encode(
+    encoder: Encoder, pixels: Tensor, others: tuple[int, ...], poolings: tuple[str, ...]
+) -> tuple[Parts, Float[Tensor, "b p d"]]:
+    """Vectors of the last layer and of ``others``, on the CPU, and patch tokens of the last layer."""
+    out = encoder(pixels, layers=others)
+    vectors = {
+        (layer, _named(how, part)): part.pool(cast(Pooling, how)).float().cpu()
+        for layer, part in ((encoder.depth, out), *zip(others, out.layers, strict=True))
+        for how in poolings
+    }
+    return vectors, out.patches
 
 
 def pixel_features(canvases: CanvasSet, indices: Int64[np.ndarray, " n"], size: int = 32) -> Features:

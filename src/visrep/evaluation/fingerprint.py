@@ -23,7 +23,7 @@ def fingerprint(
     return {
         "train": _of_source(train),
         "test": _of_source(test),
-        "encoder": _digest(_weights(encoder)),
+        "encoder": digest_of(encoder),
         "image": encoder.preprocessing.size,
         "protocols": sorted({result.protocol for result in results}),
         "seed": seed,
@@ -34,6 +34,11 @@ def fingerprint(
             "numpy": np.__version__,
         },
     }
+
+
+def digest_of(encoder: Encoder) -> str:
+    """A hash of all weights."""
+    return _digest(_weights(encoder))
 
 
 def _of_source(source: Source) -> dict[str, Any]:

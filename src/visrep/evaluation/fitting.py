@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from visrep.config import Optim
 from visrep.data.canvas import CanvasSet
 from visrep.data.workers import default_workers
-from visrep.encoders import VideoViT, ViT
+from visrep.encoders import VideoViT, ViTLike
 from visrep.evaluation.features import Features, centred, evaluation_mode
 from visrep.evaluation.holdout import hold_out
 from visrep.evaluation.mixing import Mixing, mix
@@ -187,9 +187,17 @@ def shuffled(
 
 
 def trainable(encoder: Encoder, drop_path: float) -> Encoder:
-    """A copy with this rate of drop path, where it is a vision transformer."""
+    """A copy with this rate of drop path, where it is a vision transformer.
+
+    Raises ValueError for an encoder without weights, such as an ONNX file.
+    """
+    if next(encoder.parameters(), None) is None:
+        raise ValueError(
+            "this encoder has no weights that can be trained: an ONNX file is for judging frozen features. Fine-tune "
+            "the run that it was exported from."
+        )
     config = encoder.config
-    if isinstance(config, ViT | VideoViT):
+    if isinstance(config, ViTLike | VideoViT):
         config = replace(config, drop_path=drop_path)
     copy: Encoder = config.build()
     copy.load_state_dict(encoder.state_dict())

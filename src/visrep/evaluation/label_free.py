@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visrep.analysis.layers import Amount, layer_samples
+from visrep.analysis.measures.base import Measure
+from visrep.analysis.measures.spectral import RANKME
 from visrep.analysis.spectra import alignment, feature_std, rankme, sample_caution, uniformity
 from visrep.data.canvas import CanvasSet, canvas_size
 from visrep.data.source import Source, Subset
@@ -35,15 +38,23 @@ def sample(source: Source, size: int, *, progress: bool = False) -> CanvasSet:
 
 
 def label_free_scores(
-    encoder: Encoder, canvases: CanvasSet, *, device: torch.device | str = "cpu", seed: int = 0
+    encoder: Encoder,
+    canvases: CanvasSet,
+    *,
+    select: Measure = RANKME,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
 ) -> dict[str, float]:
-    """`SCORES` of the last layer, with the number of images and the width they belong to.
+    """`SCORES` and ``select`` of the last layer, with the number of images and the width they belong to.
 
     Alignment is between two views that are alike for all encoders (`View`'s crops and colours at the encoder's
-    size), not those that it was trained on. Raises ValueError when the features are not finite.
+    size), not those that it was trained on. Raises ValueError when the features are not finite, or when there are too
+    few images for ``select``.
     """
     z = next(iter(extract(encoder, canvases, canvases.usable, device=device).vectors.values()))
+    chosen = {} if select.key in SCORES else {select.key: _selected(select, encoder, canvases, device, seed)}
     return {
+        **chosen,
         "rankme": rankme(z),
         "uniformity": uniformity(z),
         "alignment": alignment(*_pairs(encoder, canvases, torch.device(device), seed)),
@@ -51,6 +62,21 @@ def label_free_scores(
         "images": len(z),
         "width": z.shape[1],
     }
+
+
+def _selected(
+    select: Measure, encoder: Encoder, canvases: CanvasSet, device: torch.device | str, seed: int
+) -> float:
+    """Of the last layer, with as many views and tokens as it needs and no more."""
+    amount = Amount(
+        view_images=max(500, 2 * encoder.width) if select.needs in ("views", "pair") else 0,
+        token_images=Amount().token_images if select.needs == "tokens" else 0,
+    )
+    samples = layer_samples(encoder, canvases, (encoder.depth,), amount, device=device, seed=seed)
+    reading = select.read(samples[encoder.depth])
+    if reading.value is None:
+        raise ValueError(f"{select.title} {reading.caution} Give more images, or another --select.")
+    return reading.value
 
 
 @torch.no_grad()
@@ -65,9 +91,15 @@ def _pairs(encoder: Encoder, canvases: CanvasSet, device: torch.device, seed: in
     return first, second
 
 
-def trust(methods: Sequence[str], scores: Sequence[dict[str, float]]) -> list[str]:
-    """What to keep in mind about an order by RankMe of runs of these methods with these scores."""
-    if len(set(methods)) == 1:
+def trust(methods: Sequence[str], scores: Sequence[dict[str, float]], select: Measure = RANKME) -> list[str]:
+    """What to keep in mind about an order by ``select`` of runs of these methods with these scores."""
+    if select is not RANKME:
+        said = [f"Ordered by {select.title}, without labels ({select.better} is better). {select.compares}"]
+        if len(set(methods)) > 1:
+            said.append(
+                "These are different methods: label some hundred images before a choice that matters."
+            )
+    elif len(set(methods)) == 1:
         said = [
             "Ordered by RankMe, without labels. It was proposed for this, runs of one method (arXiv:2210.02885): "
             "a much lower value is a warning, a small difference says little."

@@ -7,8 +7,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from visrep.analysis.measures.registry import measure
 from visrep.evaluation.effort import Effort, duration
 from visrep.evaluation.label_free import SCORES
+from visrep.evaluation.results import heading
 from visrep.evaluation.standings import Comparison, Entry
 
 LEVEL = "≈"
@@ -25,7 +27,9 @@ def render_leaderboard(comparison: Comparison) -> Group:
 
     An encoder clearly better than its baselines in the deciding protocol is green, baselines are dim.
     """
-    title = "Top-1 accuracy in %, with 95 % intervals" if comparison.protocols else "Scores without labels"
+    title = "Scores without labels"
+    if comparison.protocols:
+        title = heading(result for entry in comparison.entries for result in entry.results)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right")
     table.add_column("", overflow="fold", min_width=16)
@@ -56,13 +60,19 @@ def render_leaderboard(comparison: Comparison) -> Group:
 
 def columns(comparison: Comparison) -> list[str]:
     """Headings of the numbers: protocols, or scores that need no labels."""
-    return list(comparison.protocols or SCORES.values())
+    return list(comparison.protocols or scores_shown(comparison).values())
+
+
+def scores_shown(comparison: Comparison) -> dict[str, str]:
+    """Keys and headings of scores without labels, that which decides first."""
+    decides = measure(comparison.selected)
+    return {decides.key: decides.title, **SCORES}
 
 
 def cells(comparison: Comparison, entry: Entry) -> list[str]:
     """An entry's number in each of `columns`."""
     if not comparison.protocols:
-        return [f"{entry.scores[score]:.4g}" for score in SCORES]
+        return [f"{entry.scores[score]:.4g}" for score in scores_shown(comparison)]
     found = []
     for protocol in comparison.protocols:
         result = entry.headline(protocol)

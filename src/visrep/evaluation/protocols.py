@@ -1,51 +1,113 @@
-"""The protocols by name, and how one set of features goes through them."""
+"""The protocols by name, and what each of them reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from visrep.evaluation.attentive import attentive
-from visrep.evaluation.features import Features, count_bad
+from visrep.evaluation.attentive_efficient import attentive_efficient
+from visrep.evaluation.attentive_vjepa import attentive_vjepa
+from visrep.evaluation.clustering import clustering
+from visrep.evaluation.episodes import episodes
+from visrep.evaluation.features import Parts
 from visrep.evaluation.fewlabels import fewlabels
-from visrep.evaluation.finetune import RECIPES, finetune, parse
-from visrep.evaluation.fitting import Images
+from visrep.evaluation.finetune import RECIPES, parse
 from visrep.evaluation.knn import knn, knn_leave_one_out
 from visrep.evaluation.linear import linear
-from visrep.evaluation.results import Judged, Prediction, Result, score
-from visrep.method import Encoder
+from visrep.evaluation.linear_dino import linear_dino
+from visrep.evaluation.linear_dinov2 import linear_dinov2, linear_dinov2_as_published
+from visrep.evaluation.linear_mae import linear_mae
+from visrep.evaluation.results import Measure, Prediction
+from visrep.evaluation.retrieval import retrieval, retrieval_within
 
 
 class Probe(Protocol):
-    """What every protocol file holds: training features with labels and test features in, predictions out."""
+    """Training features with labels and test features in, predictions out."""
 
     def __call__(self, train: Tensor, labels: Tensor, test: Tensor, /, *, seed: int) -> list[Prediction]: ...
+
+
+class LayersProbe(Protocol):
+    """As `Probe`, of cls and mean of several layers. Only an ``@paper`` looks at the test labels."""
+
+    def __call__(
+        self, train: Parts, labels: Tensor, test: Parts, answers: Tensor, /, *, seed: int
+    ) -> list[Prediction]: ...
+
+
+class Measuring(Protocol):
+    """Features of both sides with labels in, numbers out; nothing is chosen."""
+
+    def __call__(
+        self, train: Tensor, labels: Tensor, test: Tensor, answers: Tensor, /, *, seed: int
+    ) -> list[Measure]: ...
 
 
 ON_VECTORS: dict[str, Probe] = {
     "knn": knn,
     "knn-loo": knn_leave_one_out,
     "linear": linear,
+    "linear-mae": linear_mae,
     "fewlabels": fewlabels,
 }
 """read one vector an image, of any layer and pooling"""
-ON_TOKENS: dict[str, Probe] = {"attentive": attentive}
+MEASURED: dict[str, Measuring] = {
+    "episodes": episodes,
+    "clustering": clustering,
+    "retrieval": retrieval,
+    "retrieval-within": retrieval_within,
+}
+"""the same, and give other numbers than an accuracy over test images"""
+ON_LAYERS: dict[str, LayersProbe] = {
+    "linear-dino": linear_dino,
+    "linear-dinov2": linear_dinov2,
+    "linear-dinov2@paper": linear_dinov2_as_published,
+}
+"""put the last four layers together by themselves"""
+ON_TOKENS: dict[str, Probe] = {
+    "attentive": attentive,
+    "attentive-vjepa": attentive_vjepa,
+    "attentive-efficient": attentive_efficient,
+}
 """read the patch tokens of the last layer"""
+COPIES = "copies"
+"""encodes changed images"""
+ALL = "all"
+"""every protocol that leaves the encoder as it is and chooses nothing on the test images, where it applies"""
+
+ORDER = (
+    "linear", "linear-dinov2", "linear-dino", "linear-mae", "attentive", "attentive-vjepa", "attentive-efficient",
+    "knn", "fewlabels", "knn-loo", "episodes", "retrieval", "retrieval-within", "clustering", COPIES,
+    "linear-dinov2@paper", *RECIPES,
+)  # fmt: skip
+"""the first of these that was asked for puts a leaderboard in order"""
+
+
+def without_all(names: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
+    """``names`` with "all" replaced by what it stands for, and whether what does not apply is to be left out."""
+    if ALL not in names:
+        return names, False
+    every = [name for name in ORDER if name not in RECIPES and "@" not in name]
+    return tuple(dict.fromkeys([*every, *(name for name in names if name != ALL)])), True
 
 
 def check_protocols(names: tuple[str, ...]) -> None:
     """Raises ValueError, with the protocols there are, when one does not exist or none is asked for."""
-    available = ", ".join([*ON_VECTORS, *ON_TOKENS, *RECIPES])
+    available = ", ".join([*ON_VECTORS, *ON_LAYERS, *ON_TOKENS, *MEASURED, COPIES, *RECIPES])
     if not names:
         raise ValueError(f"no protocol was asked for. Use some of: {available}.")
     for name in names:
         if tunes(name):
             parse(name)
-        elif name not in ON_VECTORS and name not in ON_TOKENS:
+        elif name not in ORDER:
             raise ValueError(f"there is no protocol {name!r}. Use some of: {available}.")
+
+
+def place(name: str) -> int:
+    """Of a protocol among all, the most telling first."""
+    return ORDER.index(name.partition(":")[0])
 
 
 def tunes(name: str) -> bool:
@@ -53,74 +115,11 @@ def tunes(name: str) -> bool:
     return name.partition(":")[0] in RECIPES
 
 
-def judge(
-    encoder: Judged,
-    train: Features,
-    test: Features,
-    protocols: tuple[str, ...],
-    *,
-    device: torch.device,
-    seed: int,
-) -> tuple[list[Result], list[str]]:
-    """All results of one encoder's features, and the predictions' cautions, each once.
-
-    Raises ValueError when features are missing labels or hold NaN or infinity.
-    """
-    if train.labels is None or test.labels is None:
-        raise ValueError("these features come without labels, and protocols need them on both sides.")
-    _check_finite(encoder, train, test)
-    results: list[Result] = []
-    cautions: dict[str, None] = {}
-    # float64 and sorting are poorly supported by other accelerators
-    device = device if device.type == "cuda" else torch.device("cpu")
-    labels = train.labels.to(device)
-    for probe, layer, pooling, x, x_test in _jobs(train, test, protocols):
-        for prediction in probe(x.to(device), labels, x_test.to(device), seed=seed):
-            where = {"encoder": encoder, "layer": layer, "pooling": pooling}
-            answers = train.labels if prediction.of_train else test.labels
-            results.append(score(prediction, answers, **where, n_train=len(train), seed=seed))
-            if prediction.caution:
-                cautions[prediction.caution] = None
-    return results, list(cautions)
+def needs_images(name: str) -> bool:
+    """Whether features of the images as they are do not suffice."""
+    return tunes(name) or name == COPIES
 
 
-def judge_tuned(
-    encoder: Judged,
-    network: Encoder,
-    train: Images,
-    test: Images,
-    protocols: tuple[str, ...],
-    *,
-    device: torch.device,
-    seed: int,
-    progress: bool,
-) -> tuple[list[Result], list[str]]:
-    """Results and cautions of those protocols that train a copy of the encoder."""
-    found = [
-        finetune(name, network, train, test, device=device, seed=seed, progress=progress)
-        for name in filter(tunes, protocols)
-    ]
-    where = {"encoder": encoder, "layer": network.depth, "pooling": "mean"}
-    results = [score(prediction, test.labels, **where, n_train=len(train), seed=seed) for prediction in found]
-    return results, [prediction.caution for prediction in found if prediction.caution]
-
-
-def _jobs(
-    train: Features, test: Features, protocols: tuple[str, ...]
-) -> Iterator[tuple[Probe, int, str, Tensor, Tensor]]:
-    for name in protocols:
-        if name in ON_VECTORS:
-            for (layer, pooling), x in train.vectors.items():
-                yield ON_VECTORS[name], layer, pooling, x, test.vectors[layer, pooling]
-        elif name in ON_TOKENS and train.tokens is not None and test.tokens is not None:
-            last, _ = next(iter(train.vectors))
-            yield ON_TOKENS[name], last, "tokens", train.tokens, test.tokens
-
-
-def _check_finite(encoder: Judged, train: Features, test: Features) -> None:
-    bad, n = count_bad(train) + count_bad(test), len(train) + len(test)
-    if bad:
-        raise ValueError(
-            f"the {encoder} encoder gives NaN or infinite features for {bad} of {n} images: its training "
-            "diverged. Judge an earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
-        )
+def reads_vectors(name: str) -> bool:
+    """Whether a protocol reads one vector an image, which raw pixels are too."""
+    return name in ON_VECTORS or name in MEASURED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 Judged = Literal["trained", "untrained", "pixels"]
 Setting = str | int | float | bool
+TOP_1 = "top-1"
 VARIES = {"k": 20, "n": 10}
 """settings in which the results of one protocol differ, with the value that stands for the protocol"""
 
@@ -34,6 +35,34 @@ class Prediction:
     """whether these are labels for the training images, each left out in turn, and not for the test images"""
 
 
+class Inapplicable(ValueError):
+    """A protocol cannot be run on such data, whatever the encoder."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that a protocol computes by itself: not a share of right answers, one an image. Shares in [-1, 1]."""
+
+    protocol: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    """ends of the 95 % interval"""
+    settings: dict[str, Setting]
+    caution: str = ""
+    n_train: int = 0
+    """training images used"""
+    n_test: int = 0
+
+    def result(self, encoder: Judged, layer: int, pooling: str) -> Result:
+        """In percent."""
+        return Result(
+            self.protocol, encoder, layer, pooling, self.metric, 100 * self.value, 100 * self.low, 100 * self.high,
+            self.n_train, self.n_test, self.settings,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Result:
     """One number of an evaluation. ``value`` and its 95 % interval are in percent."""
@@ -43,8 +72,9 @@ class Result:
     layer: int
     """1 is the first; the last is the encoder's depth; 0 for pixels"""
     pooling: str
-    """cls, mean or cls+mean; tokens when the protocol pools by itself; none for pixels"""
+    """cls, mean, cls+mean or last-4; tokens or layers when the protocol pools by itself; none for pixels"""
     metric: str
+    """top-1 and others; of several of one protocol the first stands for it"""
     value: float
     ci_low: float
     ci_high: float
@@ -62,6 +92,12 @@ def from_headline(settings: Mapping[str, Any]) -> int:
     """How far a result with these settings is from the one that stands for its protocol."""
     found = variant(settings)
     return abs(found[1] - VARIES[found[0]]) if found else 0
+
+
+def heading(results: Iterable[Result]) -> str:
+    """Of a table of these results."""
+    accuracy = all(result.metric == TOP_1 for result in results)
+    return f"{'Top-1 accuracy' if accuracy else 'Top-1 accuracy, or as named,'} in %, with 95 % intervals"
 
 
 def score(
@@ -87,7 +123,7 @@ def score(
         encoder=encoder,
         layer=layer,
         pooling=pooling,
-        metric="top-1",
+        metric=TOP_1,
         value=100 * float(correct.mean()),
         ci_low=100 * low,
         ci_high=100 * high,
@@ -95,6 +131,17 @@ def score(
         n_test=len(labels),
         settings=settings,
     )
+
+
+def bootstrap_mean(
+    values: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of one value a test image (or query), over resamples of these."""
+    rng = np.random.default_rng(seed)
+    m = len(values)
+    means = [values[rng.integers(m, size=m)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def bootstrap(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from visrep.analysis.measures.registry import measure
 from visrep.evaluation.effort import Effort
 from visrep.evaluation.results import Judged, Result, from_headline
 
@@ -49,6 +50,8 @@ class Comparison:
     """how far to trust the order, and what to know about single numbers"""
     failed: dict[str, str] = field(default_factory=dict)
     """names of those whose training failed, and why"""
+    selected: str = "rankme"
+    """without labels: the measure that decides the order"""
     plans: dict[str, Any] = field(default_factory=dict)
     """for those trained here: the timing of their steps and the epochs that follow from it"""
 
@@ -76,9 +79,10 @@ class Comparison:
         """The result in one sentence."""
         leader, *others = self.ranked
         if not self.protocols:
+            title = measure(self.selected).title
             if self.entries[0] is not leader:
-                return f"No encoder has a higher RankMe than {self.entries[0].name}: nothing can be said."
-            return f"{leader.name} has the highest RankMe, which does not say that it is the best."
+                return f"No encoder has a better {title} than {self.entries[0].name}: nothing can be said."
+            return f"{leader.name} has the best {title}, which does not say that it is the best encoder."
         level = set(self.level(self.protocols[0]))
         near = [entry.name for entry in others if entry.name in level]
         said = f"{leader.name} is clearly best" if not near else f"{leader.name} leads"

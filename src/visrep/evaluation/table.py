@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visrep.evaluation.evaluate import Evaluation
-from visrep.evaluation.results import Judged, Result, variant
+from visrep.evaluation.results import TOP_1, Judged, Result, heading, variant
 
 COLUMNS: tuple[Judged, ...] = ("trained", "untrained", "pixels")
 
@@ -25,9 +25,9 @@ def render(evaluation: Evaluation) -> Group:
     interval lies above those of all baselines in its row, and red when a baseline's value is higher.
     """
     shown = [name for name in COLUMNS if any(result.encoder == name for result in evaluation.results)]
-    table = Table(title="Top-1 accuracy in %, with 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("protocol", "layer"):
-        table.add_column(heading)
+    table = Table(title=heading(evaluation.results), title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("protocol", "layer"):
+        table.add_column(column, overflow="fold")
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     trained = [result for result in evaluation.results if result.encoder == "trained"]
@@ -40,13 +40,16 @@ def render(evaluation: Evaluation) -> Group:
         table.add_row(_name(result), f"{result.layer} {result.pooling}", *cells)
     notes = [
         Text(evaluation.split),
+        *(Text(note, style="dim") for note in evaluation.notes),
         *(Text(f"! {caution}", style="yellow") for caution in evaluation.warnings),
     ]
     return Group(table, *notes)
 
 
 def _same_row(trained: Result, other: Result, last: int) -> bool:
-    if trained.protocol != other.protocol or variant(trained.settings) != variant(other.settings):
+    if (trained.protocol, trained.metric) != (other.protocol, other.metric):
+        return False
+    if variant(trained.settings) != variant(other.settings):
         return False
     if other.encoder == "pixels":
         return trained.layer == last
@@ -55,7 +58,8 @@ def _same_row(trained: Result, other: Result, last: int) -> bool:
 
 def _name(result: Result) -> str:
     found = variant(result.settings)
-    return f"{result.protocol}, {found[0]}={found[1]}" if found else result.protocol
+    name = f"{result.protocol}, {found[0]}={found[1]}" if found else result.protocol
+    return name if result.metric == TOP_1 else f"{name}, {result.metric}"
 
 
 def _cell(result: Result, row: dict[Judged, Result]) -> Text:

@@ -13,6 +13,9 @@ from visrep.distributed import mean_over_ranks
 from visrep.masking import ATTEMPTS, block_mask
 from visrep.method import At
 
+RESIDUALS = ("attn.proj.weight", "mlp.fc2.weight", "ista.decoder")
+"""the last weights on the residual branches of a block, of which not every architecture has all"""
+
 
 def expected_hidden(mask: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:
     """Patches that each rank hides on average: sums over hidden patches divided by it make the mean over all ranks."""
@@ -41,8 +44,9 @@ def hidden_rectangles(
 def shrink_residuals(blocks: nn.Module, first: int = 1) -> None:
     """BEiT's start: what block l adds is made sqrt(2 l) times smaller. ``first`` is the number of the first block."""
     for layer, block in enumerate(blocks.children(), start=first):
-        for name in ("attn.proj.weight", "mlp.fc2.weight"):
-            block.get_parameter(name).div_(math.sqrt(2 * layer))
+        for name, weight in block.named_parameters():
+            if name in RESIDUALS:
+                weight.div_(math.sqrt(2 * layer))
 
 
 def code_colours(vectors: Float[Tensor, "k d"]) -> Float[Tensor, "k 3"]:

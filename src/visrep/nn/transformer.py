@@ -151,11 +151,13 @@ class Block(nn.Module):
         layer_scale: float = 0.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
+        attention: nn.Module | None = None,
     ) -> None:
+        """``attention`` takes the place of the usual one; ``heads`` and ``qkv_bias`` are then not used."""
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads, qkv_bias=qkv_bias)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias) if attention is None else attention
         self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, hidden) if mlp == "gelu" else SwiGLU(width, hidden)

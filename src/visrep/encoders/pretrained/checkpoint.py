@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from visrep.encoders.pretrained.convert_crate import ANCHORS as CRATES
 from visrep.encoders.pretrained.convert_vit import Weights
 
 NESTS = ("teacher", "target_encoder", "model_ema", "model", "state_dict", "encoder", "student")
 """where training code keeps weights in a checkpoint; the first that is there counts"""
-ANCHORS = ("patch_embed.proj.weight", "layer1.0.conv1.weight")
-"""one weight that every vision transformer and every ResNet has"""
+ANCHORS = ("patch_embed.proj.weight", "layer1.0.conv1.weight", *CRATES)
+"""one weight that every vision transformer, every ResNet and every CRATE has"""
 BESIDE = ("momentum_encoder", "encoder_k", "student", "predictor", "decoder")
 """names of networks that are not the one to take, where there are several"""
 

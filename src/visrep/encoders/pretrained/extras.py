@@ -7,7 +7,14 @@ from types import ModuleType
 
 import torch
 
-PACKAGES = {"timm": "timm", "transformers": "hf", "open_clip": "open_clip"}
+PACKAGES = {
+    "timm": "timm",
+    "transformers": "hf",
+    "open_clip": "open_clip",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+}
 """the extra that installs each"""
 OPERATORS = (
     "torchvision::nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -23,7 +30,7 @@ def extra(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f'this encoder needs {package}: pip install "visrep[{PACKAGES[package]}]" ({error})'
+            f'this needs {package}: pip install "visrep[{PACKAGES[package.partition(".")[0]]}]" ({error})'
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files of the official code of DINO, iBOT, DINOv2, DINOv3, MAE, MoCo v3, I-JEPA and of ResNets."""
+"""Checkpoint files of the official code of DINO, iBOT, DINOv2, DINOv3, MAE, MoCo v3, I-JEPA, of CRATE and ResNets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from visrep.encoders.pretrained.checkpoint import read_checkpoint
+from visrep.encoders.pretrained.convert_crate import is_crate, to_crate
 from visrep.encoders.pretrained.convert_resnet import to_resnet
 from visrep.encoders.pretrained.convert_vit import Untold, Weights, depth, to_vit
 from visrep.method import Encoder, Preprocessing
@@ -46,6 +47,8 @@ def load_checkpoint(path: str | Path, heads: int = 0) -> Encoder:
     try:
         if "layer1.0.conv1.weight" in weights:
             return to_resnet(weights)
+        if is_crate(weights):
+            return to_crate(weights, heads)
         return _vit(weights, heads)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -45,7 +45,7 @@ def load(name: str) -> Encoder:
 def create(name: str, weights: str) -> nn.Module:
     """timm's model without classifier, for images of any size where it can. See `load` for ``weights``."""
     timm = extra("timm")
-    if not timm.is_model(name.removeprefix("hf-hub:")) and not name.startswith("hf-hub:"):
+    if not timm.is_model(name) and not name.startswith(("hf-hub:", "local-dir:")):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
         raise ValueError(f"timm has no model {name!r}. Similar: {near}.")
     options: dict[str, Any] = {"pretrained": not weights, "num_classes": 0}
@@ -55,6 +55,8 @@ def create(name: str, weights: str) -> nn.Module:
         except TypeError:  # no vision transformer
             model = timm.create_model(name, **options).eval()
     except OSError as error:
+        if name.startswith("local-dir:"):
+            raise FileNotFoundError(f"timm:{name}: {_short(error)}") from error
         raise ConnectionError(
             f"the weights of timm:{name} cannot be had ({_short(error)}). Without a network, fetch model.safetensors "
             f"from https://huggingface.co/timm/{name}/tree/main and give timm:{name}@FILE."

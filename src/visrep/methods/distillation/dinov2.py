@@ -28,7 +28,7 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.distributed import gather, rank, sum_over_ranks
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.encoders.checks import check_choice
 from visrep.encoders.layer_decay import layer_decay
 from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, widen
@@ -47,7 +47,7 @@ Codes = Literal["center", "sinkhorn"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(drop_path=0.1, layer_scale=1e-5, registers=4, mask_token=True)
+    encoder: ViTLike = ViT(drop_path=0.1, layer_scale=1e-5, registers=4, mask_token=True)
     views: MultiCrop = crops(size=224, local=96, n_local=8, scale=(0.32, 1.0), local_scale=(0.05, 0.32))
     mask_probability: float = 0.5
     """share of global crops of which patches are hidden"""
@@ -172,7 +172,7 @@ def small32() -> Run[Config]:
 
     What short runs need: many cheap steps (patches of 8, batches of 64) rather than detail, few prototypes, shared
     equally from the first step (codes), a teacher that moves fast (teacher_decay), a low learning rate, and no
-    LayerScale, which would first have to grow. Cls tokens alone learn slowly: fewer than 3,000 steps end near raw pixels.
+    LayerScale, which would first have to grow. Cls tokens alone learn slowly: fewer than 3,000 steps end near pixels.
     """
     view = View(size=32, scale=(0.2, 1.0), blur=0.0)
     return Run(

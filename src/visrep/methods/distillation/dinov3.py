@@ -30,7 +30,7 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.distributed import gather, rank
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.encoders.layer_decay import layer_decay
 from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, widen
 from visrep.masking import check_ratios
@@ -54,7 +54,7 @@ STEPS = 1000 * 4096 / 1.689e9
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(position="rope", drop_path=0.1, layer_scale=1e-5, registers=4, mask_token=True)
+    encoder: ViTLike = ViT(position="rope", drop_path=0.1, layer_scale=1e-5, registers=4, mask_token=True)
     views: MultiCrop = crops(size=224, local=96, n_local=8, scale=(0.32, 1.0), local_scale=(0.05, 0.32))
     """``clean`` makes the Gram teacher's copies of the global crops, in the paper at twice their side"""
     warp: Warp = Warp(rescale=2.0)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.distributed import mean_over_ranks
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.encoders.checks import check_choice
 from visrep.functional import dino_loss, entropy, masked_patch_loss
 from visrep.masking import ATTEMPTS, block_mask, check_ratios, exact_mask
@@ -42,7 +42,7 @@ Shape = Literal["block", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(drop_path=0.1, mask_token=True)
+    encoder: ViTLike = ViT(drop_path=0.1, mask_token=True)
     views: MultiCrop = crops(size=224, local=96, n_local=10, scale=(0.25, 1.0), local_scale=(0.05, 0.25))
     mask_probability: float = 0.5
     """share of global crops of which patches are hidden: the others keep the student used to whole images"""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from visrep.config import Optim, Run
 from visrep.distributed import gather
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.encoders.layer_decay import layer_decay
 from visrep.functional import coding_rate, crop_similarity, feature_std, mean_over_hidden, widen
 from visrep.masking import check_ratios
@@ -43,7 +43,7 @@ from visrep.views import MultiCrop, crops
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(drop_path=0.2, layer_scale=0.1, registers=4, mask_token=True)
+    encoder: ViTLike = ViT(drop_path=0.2, layer_scale=0.1, registers=4, mask_token=True)
     views: MultiCrop = crops(size=224, local=96, n_local=10, scale=(0.4, 1.0), local_scale=(0.05, 0.4))
     mask_probability: float = 0.5
     """share of global crops of which patches are hidden"""

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.encoders.frozen import load_tokenizer
-from visrep.encoders.vit import patch_grid
+from visrep.encoders.patches import patch_grid
 from visrep.functional import displayed, feature_std, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.quantizer import perplexity
@@ -51,7 +51,7 @@ SMALL = replace(COLOUR, size=32, scale=(0.2, 1.0), jitter=0.0)
 class Config:
     tokenizer: str = "runs/dvae-paper"
     """folder of a finished run of a tokenizer: `visrep pretrain dvae:small32 --data FOLDER --out runs/dvae-small32`"""
-    encoder: ViT = ViT(width=768, heads=12, mask_token=True, layer_scale=0.1, drop_path=0.1)
+    encoder: ViTLike = ViT(width=768, heads=12, mask_token=True, layer_scale=0.1, drop_path=0.1)
     views: OneView = OneView(COLOUR)
     mask_ratio: float = 0.383
     """greatest share of patches that is hidden: 75 of 196; rectangles that fit badly hide less"""

@@ -24,9 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.encoders.frozen import load_tokenizer
-from visrep.encoders.vit import patch_grid
+from visrep.encoders.patches import patch_grid
 from visrep.functional import displayed, feature_std, widen
 from visrep.method import At, Batch, Encoder, Losses, Method, Tokens
 from visrep.nn.quantizer import perplexity
@@ -37,7 +37,7 @@ from visrep.nn.tokens import (
     prediction_picture,
     shrink_residuals,
 )
-from visrep.nn.transformer import Block, linear
+from visrep.nn.transformer import linear
 from visrep.schedules import Constant, Cosine, Warmup
 from visrep.views import OneView, View
 
@@ -53,7 +53,7 @@ SMALL = replace(COLOUR, size=32, jitter=0.0)
 class Config:
     tokenizer: str = "runs/vqkd-paper"
     """folder of a finished run of vqkd, or of another tokenizer"""
-    encoder: ViT = ViT(width=768, heads=12, mask_token=True, layer_scale=0.1, drop_path=0.1)
+    encoder: ViTLike = ViT(width=768, heads=12, mask_token=True, layer_scale=0.1, drop_path=0.1)
     views: OneView = OneView(COLOUR)
     mask_ratio: float = 0.383
     """greatest share of patches that is hidden: 75 of 196; rectangles that fit badly hide less"""
@@ -143,7 +143,7 @@ class BEiTv2(Method):
         return patch_grid(images.shape[2], images.shape[3], self.cfg.encoder.patch)
 
 
-def _shallow(cfg: Config) -> list[Block]:
+def _shallow(cfg: Config) -> list[nn.Module]:
     """Blocks like the encoder's. Raises ValueError unless they see an early layer and a cls token."""
     vit = cfg.encoder
     if not (vit.cls and 1 <= cfg.early < vit.depth):
@@ -152,18 +152,7 @@ def _shallow(cfg: Config) -> list[Block]:
             f"token and patches of an earlier layer than the last. Set method.early to 1 to {vit.depth - 1}."
         )
     last = max(vit.depth, cfg.early + cfg.head_depth) - 1
-    return [
-        Block(
-            vit.width,
-            vit.heads,
-            mlp_ratio=vit.mlp_ratio,
-            mlp=vit.mlp,
-            qkv_bias=vit.qkv_bias,
-            layer_scale=vit.layer_scale,
-            drop_path=vit.drop_path * (cfg.early + i) / last,
-        )
-        for i in range(cfg.head_depth)
-    ]
+    return [vit.block(vit.drop_path * (cfg.early + i) / last) for i in range(cfg.head_depth)]
 
 
 def tiny() -> Run[Config]:

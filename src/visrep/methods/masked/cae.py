@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from visrep.config import Optim, Run
 from visrep.encoders import ViT
 from visrep.encoders.frozen import load_tokenizer
-from visrep.encoders.vit import patch_grid
+from visrep.encoders.patches import patch_grid
 from visrep.functional import displayed, feature_std, widen
 from visrep.masking import exact_mask
 from visrep.method import At, Batch, Encoder, Losses, Method

@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
-from visrep.encoders.vit import take
+from visrep.encoders import ViT, ViTLike
+from visrep.encoders.patches import take
 from visrep.functional import displayed, patch_statistics, patchify, repainted, widen
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method, Tokens
@@ -39,7 +39,7 @@ PLAIN = View(scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, position="sincos")
+    encoder: ViTLike = ViT(width=768, heads=12, position="sincos")
     views: OneView = OneView(PLAIN)
     mask_ratio: float = 0.75
     """share of the patches that the encoder does not see"""

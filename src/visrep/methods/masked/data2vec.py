@@ -25,8 +25,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
-from visrep.encoders.vit import patch_grid
+from visrep.encoders import ViT, ViTLike
+from visrep.encoders.patches import patch_grid
 from visrep.functional import feature_std, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.feature_pictures import feature_pictures
@@ -44,7 +44,7 @@ PLAIN = View(scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(
+    encoder: ViTLike = ViT(
         width=768, heads=12, position="sincos", cls=False, mask_token=True, layer_scale=1e-4, drop_path=0.25
     )
     views: OneView = OneView(JITTERED)

@@ -26,8 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
-from visrep.encoders.vit import take
+from visrep.encoders import ViT, ViTLike
+from visrep.encoders.patches import take
 from visrep.functional import feature_std, widen
 from visrep.masking import random_split, squares
 from visrep.method import At, Batch, Encoder, Losses, Method, Tokens
@@ -44,7 +44,7 @@ PLAIN = View(scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, position="sincos")
+    encoder: ViTLike = ViT(width=768, heads=12, position="sincos")
     views: OneView = OneView(PLAIN)
     masks: int = 16
     """of each image and step: the teacher's pass is paid once, so 4 or more make better use of it than more images"""

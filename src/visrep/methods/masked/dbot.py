@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
-from visrep.encoders.vit import take
+from visrep.encoders import ViT, ViTLike
+from visrep.encoders.patches import take
 from visrep.functional import feature_std, patch_statistics, widen
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -40,7 +40,7 @@ PLAIN = View(scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, position="sincos", drop_path=0.2)
+    encoder: ViTLike = ViT(width=768, heads=12, position="sincos", drop_path=0.2)
     views: OneView = OneView(PLAIN)
     stages: int = 2
     """parts of the run, each with a new teacher; give optim.lr as many `Stages`"""

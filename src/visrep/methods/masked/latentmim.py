@@ -25,7 +25,7 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.distributed import gather
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.functional import feature_std, widen, without_gaps
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -43,7 +43,7 @@ PLAIN = View(size=280, scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, position="sincos")
+    encoder: ViTLike = ViT(width=768, heads=12, position="sincos")
     views: GappedView = GappedView(PLAIN)
     mask_ratio: float = 0.8975
     """share of the patches that are hidden, all but 20 of 196; less makes hidden patches too easy to tell"""

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.encoders.checks import check_choice
 from visrep.functional import displayed, patch_statistics, patchify, unpatchify, widen
 from visrep.masking import random_split
@@ -44,7 +44,7 @@ ZOOM = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, position="sincos")
+    encoder: ViTLike = ViT(width=768, heads=12, position="sincos")
     views: OneView = OneView(PLAIN)
     mask_ratio: float = 0.75
     """share of the patches that are hidden"""

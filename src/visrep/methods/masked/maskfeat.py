@@ -23,7 +23,7 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.distributed import mean_over_ranks
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.functional import displayed, unpatchify, widen
 from visrep.masking import ATTEMPTS, block_mask
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -40,7 +40,7 @@ ZOOM = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, mask_token=True)
+    encoder: ViTLike = ViT(width=768, heads=12, mask_token=True)
     views: OneView = OneView(PLAIN)
     mask_ratio: float = 0.4
     """share of the patches to hide, in rectangles: a few fewer where the last one does not fit"""

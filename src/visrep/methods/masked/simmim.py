@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.functional import displayed, patchify, repainted, widen
 from visrep.masking import unit_mask
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -34,7 +34,7 @@ PLAIN = View(scale=(0.67, 1.0), jitter=0.0, gray=0.0, blur=0.0, interpolation="b
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, cls=False, mask_token=True, layer_scale=0.1, drop_path=0.1)
+    encoder: ViTLike = ViT(width=768, heads=12, cls=False, mask_token=True, layer_scale=0.1, drop_path=0.1)
     views: OneView = OneView(PLAIN)
     mask_ratio: float = 0.6
     """share of the units that are hidden, rounded up"""

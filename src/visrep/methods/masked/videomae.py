@@ -23,8 +23,8 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.encoders import VideoViT
+from visrep.encoders.patches import take
 from visrep.encoders.video import clip_grid, cut, paste
-from visrep.encoders.vit import take
 from visrep.functional import displayed, widen
 from visrep.masking import tube_split
 from visrep.method import At, Batch, Encoder, Losses, Method

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.distributed import gather
-from visrep.encoders import ViT
-from visrep.encoders.vit import take
+from visrep.encoders import ViT, ViTLike
+from visrep.encoders.patches import take
 from visrep.functional import displayed, feature_std, widen
 from visrep.masking import block_size, exact_mask, outside, place_blocks
 from visrep.method import At, Batch, Encoder, Losses, Method
@@ -43,7 +43,7 @@ CROP = View(scale=(0.3, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0, interpol
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViT = ViT(width=768, heads=12, position="sincos", cls=False)
+    encoder: ViTLike = ViT(width=768, heads=12, position="sincos", cls=False)
     views: OneView = OneView(CROP)
     n_targets: int = 4
     """blocks to predict, each on its own"""

@@ -28,8 +28,8 @@ from torch import Tensor
 from visrep.config import Optim, Run
 from visrep.distributed import gather
 from visrep.encoders import VideoViT
+from visrep.encoders.patches import take
 from visrep.encoders.video import clip_grid
-from visrep.encoders.vit import take
 from visrep.functional import displayed, feature_std, widen
 from visrep.masking import block_size, exact_mask, place_blocks, through_time
 from visrep.method import At, Batch, Encoder, Losses, Method

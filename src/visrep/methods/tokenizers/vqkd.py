@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT
+from visrep.encoders import ViT, ViTLike
 from visrep.encoders.frozen import load_frozen
 from visrep.encoders.tokenizer import CodebookTokenizer
 from visrep.functional import displayed, widen
@@ -44,7 +44,7 @@ PLAIN = View(scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 class Config:
     teacher: str = "runs/dino-paper"
     """folder of a finished run; its encoder gives the features that codes must tell"""
-    encoder: ViT = ViT(width=768, heads=12)
+    encoder: ViTLike = ViT(width=768, heads=12)
     views: OneView = OneView(PLAIN)
     codes: int = 8192
     """k: few for small data, so that all are used"""

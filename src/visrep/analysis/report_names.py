@@ -1,0 +1,44 @@
+"""Protocols and their results in words, as pages show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from visrep.evaluation.results import TOP_1, variant
+
+PROTOCOLS = {
+    "knn": "kNN",
+    "knn-loo": "kNN, leave one out",
+    "linear": "linear probe",
+    "linear-dino": "linear probe, DINO's",
+    "linear-dinov2": "linear probe, DINOv2's",
+    "linear-dinov2@paper": "linear probe, DINOv2's, chosen on test images",
+    "linear-mae": "linear probe, MAE's",
+    "attentive": "attentive probe",
+    "attentive-vjepa": "attentive probe, V-JEPA's",
+    "attentive-efficient": "efficient probe",
+    "fewlabels": "few labels",
+    "episodes": "episodes of five classes",
+    "clustering": "clustering",
+    "retrieval": "retrieval from training images",
+    "retrieval-within": "retrieval among test images",
+    "copies": "copy detection",
+    "finetune": "fine-tuned",
+    "finetune-mae": "fine-tuned as MAE",
+    "finetune-mae-large": "fine-tuned as MAE, large",
+}
+
+
+def title_of(name: str) -> str:
+    """A protocol in words."""
+    short, colon, labelled = name.partition(":")
+    return PROTOCOLS.get(short, short) + (f", {labelled} labelled" if colon else "")
+
+
+def protocol(result: Mapping[str, Any]) -> str:
+    """What the table calls a result's protocol."""
+    name = title_of(str(result["protocol"]))
+    found = variant(result["settings"])
+    name = f"{name} ({found[0]}={found[1]})" if found else name
+    return name if result["metric"] == TOP_1 else f"{name}: {result['metric']}"

@@ -1,0 +1,163 @@
+"""How one set of features goes through the protocols."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from visrep.evaluation.copies import copies
+from visrep.evaluation.features import Features, Parts, count_bad
+from visrep.evaluation.finetune import finetune
+from visrep.evaluation.fitting import Images
+from visrep.evaluation.protocols import (
+    COPIES,
+    MEASURED,
+    ON_LAYERS,
+    ON_TOKENS,
+    ON_VECTORS,
+    reads_vectors,
+    tunes,
+)
+from visrep.evaluation.results import Inapplicable, Judged, Measure, Prediction, Result, score
+from visrep.method import Encoder
+
+Job = Callable[[], list[Prediction] | list[Measure]]
+
+
+def judge(
+    encoder: Judged,
+    train: Features,
+    test: Features,
+    protocols: tuple[str, ...],
+    *,
+    device: torch.device,
+    seed: int,
+    lenient: bool = False,
+    progress: bool = False,
+) -> tuple[list[Result], list[str]]:
+    """All results of one encoder's features, and the protocols' cautions, each once.
+
+    ``lenient``: what cannot be run on such data is left out, and a caution says why.
+    Raises ValueError when features are missing labels or hold NaN or infinity.
+    """
+    if train.labels is None or test.labels is None:
+        raise ValueError("these features come without labels, and protocols need them on both sides.")
+    _check_finite(encoder, train, test)
+    results: list[Result] = []
+    cautions: dict[str, None] = {}
+    # float64 and sorting are poorly supported by other accelerators
+    device = device if device.type == "cuda" else torch.device("cpu")
+    jobs = track(
+        _jobs(train, test, protocols, device, seed),
+        f"protocols, {encoder}",
+        total=sum(len(train.vectors) if reads_vectors(name) else 1 for name in protocols),
+        console=Console(stderr=True),
+        disable=not (progress and sys.stderr.isatty()),
+        transient=True,
+    )
+    for job, layer, pooling in jobs:
+        try:
+            found = job()
+        except Inapplicable as error:
+            if not lenient:
+                raise
+            cautions[f"left out: {error}"] = None
+            continue
+        for answer in found:
+            if isinstance(answer, Measure):
+                results.append(answer.result(encoder, layer, pooling))
+            else:
+                where = {"encoder": encoder, "layer": layer, "pooling": pooling}
+                answers = train.labels if answer.of_train else test.labels
+                results.append(score(answer, answers, **where, n_train=len(train), seed=seed))
+            if answer.caution:
+                cautions[answer.caution] = None
+    return results, list(cautions)
+
+
+def judge_tuned(
+    encoder: Judged,
+    network: Encoder,
+    train: Images,
+    test: Images,
+    protocols: tuple[str, ...],
+    *,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+) -> tuple[list[Result], list[str]]:
+    """Results and cautions of those protocols that train a copy of the encoder."""
+    found = [
+        finetune(name, network, train, test, device=device, seed=seed, progress=progress)
+        for name in filter(tunes, protocols)
+    ]
+    where = {"encoder": encoder, "layer": network.depth, "pooling": "mean"}
+    results = [score(prediction, test.labels, **where, n_train=len(train), seed=seed) for prediction in found]
+    return results, [prediction.caution for prediction in found if prediction.caution]
+
+
+def judge_copies(
+    encoder: Judged,
+    network: Encoder,
+    test: Images,
+    vectors: Parts,
+    protocols: tuple[str, ...],
+    *,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+    lenient: bool = False,
+) -> tuple[list[Result], list[str]]:
+    """Results and cautions of copy detection, where asked for: it encodes changed images."""
+    if COPIES not in protocols:
+        return [], []
+    try:
+        found = copies(network, test, vectors, device=device, seed=seed, progress=progress)
+    except Inapplicable as error:
+        if not lenient:
+            raise
+        return [], [f"left out: {error}"]
+    results = [measure.result(encoder, *where) for where, measures in found.items() for measure in measures]
+    return results, []
+
+
+def _jobs(
+    train: Features, test: Features, protocols: tuple[str, ...], device: torch.device, seed: int
+) -> Iterator[tuple[Job, int, str]]:
+    """What to compute, with the layer and the pooling that it is about."""
+    assert train.labels is not None and test.labels is not None
+    labels, answers = train.labels.to(device), test.labels.to(device)
+    last, _ = next(iter(train.vectors))
+    for name in protocols:
+        if name in ON_VECTORS or name in MEASURED:
+            for (layer, pooling), vectors in train.vectors.items():
+                x, x_test = vectors.to(device), test.vectors[layer, pooling].to(device)
+                yield _job(name, x, labels, x_test, answers, seed), layer, pooling
+        elif name in ON_TOKENS and train.tokens is not None and test.tokens is not None:
+            x, x_test = train.tokens.to(device), test.tokens.to(device)
+            yield _job(name, x, labels, x_test, answers, seed), last, "tokens"
+        elif name in ON_LAYERS and last:  # raw pixels have no layers
+            x, x_test = ({key: part.to(device) for key, part in side.parts.items()} for side in (train, test))
+            probe = ON_LAYERS[name]
+            yield lambda probe=probe, x=x, y=x_test: probe(x, labels, y, answers, seed=seed), last, "layers"
+
+
+def _job(name: str, x: Tensor, labels: Tensor, x_test: Tensor, answers: Tensor, seed: int) -> Job:
+    if name in MEASURED:
+        return lambda: MEASURED[name](x, labels, x_test, answers, seed=seed)
+    probe = ON_VECTORS[name] if name in ON_VECTORS else ON_TOKENS[name]
+    return lambda: probe(x, labels, x_test, seed=seed)
+
+
+def _check_finite(encoder: Judged, train: Features, test: Features) -> None:
+    bad, n = count_bad(train) + count_bad(test), len(train) + len(test)
+    if bad:
+        raise ValueError(
+            f"the {encoder} encoder gives NaN or infinite features for {bad} of {n} images: its training "
+            "diverged. Judge an earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
+        )

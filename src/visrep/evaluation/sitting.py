@@ -1,0 +1,155 @@
+"""One encoder before its judges: its features, those of its untrained twin and raw pixels, through all protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from visrep.config import to_json
+from visrep.encoders.checks import NoFreshWeights
+from visrep.evaluation.feature_cache import FeatureStore, Side
+from visrep.evaluation.features import Features, extract, pixel_features
+from visrep.evaluation.fingerprint import digest_of
+from visrep.evaluation.fitting import Images
+from visrep.evaluation.judging import judge, judge_copies, judge_tuned
+from visrep.evaluation.labels import check_classes
+from visrep.evaluation.poolings import assemble
+from visrep.evaluation.protocols import needs_images
+from visrep.evaluation.results import Judged, Result
+from visrep.evaluation.untrained import untrained_twin
+from visrep.method import Encoder
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which features the protocols read."""
+
+    depth: int
+    layers: tuple[int, ...]
+    """to judge besides the last one"""
+    poolings: tuple[str, ...]
+    extracted: tuple[int, ...]
+    """layers that the encoder is asked for: also those that protocols put together"""
+    tokens: bool
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """An evaluation while it is made. ``results`` grows with every judgement."""
+
+    sides: tuple[Side, Side]
+    """images to fit on and to judge"""
+    protocols: tuple[str, ...]
+    lenient: bool
+    asked: Asked
+    store: FeatureStore
+    device: torch.device
+    seed: int
+    progress: bool
+    results: list[Result] = field(default_factory=list)
+    cautions: dict[str, list[str]] = field(default_factory=dict)
+    """with those that they are about"""
+
+    def judge_encoder(self, encoder: Encoder) -> list[int]:
+        """How many images could be read on each side. Raises ValueError when a class has none left."""
+        kept = self.store.folder is not None
+        identity = {**_described(encoder), "weights": digest_of(encoder)} if kept else {}
+        features = self._features("trained", identity, lambda: encoder)
+        if features[0].labels is not None:  # again: unreadable images may have emptied a class
+            check_classes(self.sides[0].source, features[0].labels.numpy())
+        self._judge("trained", features, lambda: encoder)
+        return [len(part) for part in features]
+
+    def judge_twin(self, encoder: Encoder) -> None:
+        """The untrained twin, which is built only when its features are not known. Cautions where there is none."""
+        train = self.sides[0]
+
+        @cache
+        def twin() -> Encoder:
+            everyone = np.arange(len(train.source))
+            return untrained_twin(encoder, train.canvases, everyone, seed=self.seed, device=self.device)
+
+        calibrated = train.mark if self.store.folder is not None else ""
+        made = {"untrained": self.seed, "calibrated on": calibrated, "torch": torch.__version__}
+        try:
+            self._judge("untrained", self._features("untrained", {**_described(encoder), **made}, twin), twin)
+        except NoFreshWeights as reason:
+            self._add("untrained", [], [str(reason)])
+
+    def judge_pixels(self) -> None:
+        """Raw pixels, in the protocols that read one vector an image."""
+
+        def of(side: Side) -> Features:
+            def passed(layers: tuple[int, ...], tokens: bool) -> Features:
+                found = pixel_features(side.canvases, np.arange(len(side.source)))
+                return replace(found, parts=found.vectors)
+
+            found = self.store.get("pixels", {"pixels": 32}, side, (0,), False, passed)
+            return replace(found, vectors=found.parts)
+
+        self._judge("pixels", [of(side) for side in self.sides], None)
+
+    def warnings(self) -> list[str]:
+        """Cautions with those that they are about, and how many images could not be read."""
+        said = [f"{caution} ({', '.join(names)})" for caution, names in self.cautions.items()]
+        found = [reason for side in self.sides for reason in side.unreadable.values()]
+        if found:
+            n = sum(len(side.source) for side in self.sides)
+            said.append(
+                f"{len(found)} of {n} images could not be read and were left out, the first: {found[0]}"
+            )
+        return said
+
+    def _features(
+        self, who: str, identity: Mapping[str, Any], network: Callable[[], Encoder]
+    ) -> list[Features]:
+        """On both sides, from disk or by a pass of the network."""
+        asked = self.asked
+
+        def of(side: Side) -> Features:
+            def passed(layers: tuple[int, ...], tokens: bool) -> Features:
+                found = extract(
+                    network(),
+                    side.canvases,
+                    np.arange(len(side.source)),
+                    layers=layers,
+                    poolings=("auto", "mean"),
+                    tokens=tokens,
+                    device=self.device,
+                    progress=self.progress,
+                )
+                return replace(found, parts=found.vectors)
+
+            found = self.store.get(who, identity, side, asked.extracted, asked.tokens, passed)
+            return replace(found, vectors=assemble(found.parts, asked.layers, asked.poolings, asked.depth))
+
+        return [of(side) for side in self.sides]
+
+    def _judge(self, who: Judged, features: list[Features], network: Callable[[], Encoder] | None) -> None:
+        """Through the protocols; without a network, through those that read features."""
+        train, test = features
+        how: dict[str, Any] = {"device": self.device, "seed": self.seed, "progress": self.progress}
+        self._add(who, *judge(who, train, test, self.protocols, lenient=self.lenient, **how))
+        if network is None or not any(map(needs_images, self.protocols)):
+            return
+        fitted, judged = (
+            Images.of(side.canvases, part) for side, part in zip(self.sides, features, strict=True)
+        )
+        self._add(who, *judge_tuned(who, network(), fitted, judged, self.protocols, **how))
+        vectors = test.vectors
+        copies = judge_copies(who, network(), judged, vectors, self.protocols, lenient=self.lenient, **how)
+        self._add(who, *copies)
+
+    def _add(self, who: str, results: list[Result], cautions: list[str]) -> None:
+        self.results.extend(results)
+        for caution in cautions:
+            self.cautions.setdefault(caution, []).append(who)
+
+
+def _described(encoder: Encoder) -> dict[str, Any]:
+    return {"config": to_json(encoder.config), "preprocessing": to_json(encoder.preprocessing)}

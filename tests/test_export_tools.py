@@ -1,0 +1,163 @@
+"""Folders for timm and transformers: they load there, give the same features, and come back as they went."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import visrep
+from _exports import SMALL, card_features, cosine, photo, saved, seen_by_us
+from _extras import needs, randomised
+from visrep.encoders import ConvNet, ResNet, ViT, save_encoder
+from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel
+from visrep.encoders.vit import VisionTransformer
+from visrep.exports.hf_forms import chosen, integer_ratio
+from visrep.method import Preprocessing
+
+timm = needs("timm")
+transformers = needs("transformers")
+
+CLASSES: dict[str, tuple[ViT | ResNet, bool]] = {
+    "Dinov2WithRegistersModel": (replace(SMALL, registers=2, layer_scale=0.5), True),
+    "Dinov2Model": (replace(SMALL, layer_scale=0.5, mlp="swiglu", position_antialias=False), True),
+    "ViTModel": (replace(SMALL, position_antialias=False, mlp_ratio=2.5, layer_scale=0.5), True),
+    "IJepaModel": (replace(SMALL, cls=False, position="sincos", layer_scale=0.5), False),
+    "DINOv3ViTModel": (replace(SMALL, position="rope", registers=1, mlp="swiglu", norm_eps=1e-5), True),
+    "ResNetModel": (ResNet(50, width=8), True),
+}
+"""an encoder for each class of transformers, and whether features are the same at every size"""
+OF_TIMM: dict[str, tuple[ViT | ResNet, bool]] = {
+    "registers": (replace(SMALL, registers=2, layer_scale=0.5, mask_token=True), True),
+    "gated": (replace(SMALL, mlp="swiglu", mlp_ratio=2.5, qkv_bias=False), True),
+    "no cls": (replace(SMALL, cls=False, position="sincos"), False),
+    "another eps": (replace(SMALL, norm_eps=1e-5, position_offset=0.1), False),
+    "ResNet": (ResNet(18), True),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_transformers(name: str, tmp_path: Path) -> None:
+    config, everywhere = CLASSES[name]
+    run, encoder = saved(tmp_path / "run", config)
+    result = visrep.export(run, "hf", tmp_path / "out")
+    assert result.tool == f"transformers, {name}"
+    own, other = result.agreement
+    assert own.cosine > 0.99999 and own.error < 1e-4 * own.scale
+    assert (other.error < 1e-4 * other.scale) == everywhere
+    assert any("At other sizes" in note for note in result.notes) != everywhere
+    features, images = card_features(tmp_path / "out")
+    with torch.no_grad():
+        assert cosine(features, encoder(images).pool()) > 0.9999
+
+    back = visrep.load_encoder(f"hf:{tmp_path / 'out'}")
+    seen = encoder.preprocessing
+    assert replace(back.preprocessing, ratio=0) == replace(seen, ratio=0)
+    assert back.preprocessing.ratio == pytest.approx(
+        seen.ratio, abs=0.02
+    )  # the side before cropping is whole
+    with torch.no_grad():
+        tokens, expected = back(images), encoder(images)
+    torch.testing.assert_close(tokens.patches, expected.patches, atol=1e-4, rtol=1e-4)
+    if isinstance(config, ViT):
+        assert isinstance(back, VisionTransformer)  # converted, not wrapped
+        assert tokens.registers is None or expected.registers is not None
+    pooled = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    if name in ("ViTModel", "Dinov2Model"):
+        options = {"interpolate_pos_encoding": True} if name == "ViTModel" else {}
+        with torch.no_grad():  # no random pooler
+            torch.testing.assert_close(
+                pooled(images, **options).pooler_output, features, atol=1e-5, rtol=1e-5
+            )
+
+
+def test_the_processor_of_transformers_sees_what_we_see(tmp_path: Path) -> None:
+    run, encoder = saved(tmp_path / "run", SMALL)
+    visrep.export(run, "hf", tmp_path / "out")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    found = processor(Image.fromarray(photo()), return_tensors="pt")["pixel_values"]
+    ours = seen_by_us(photo(), encoder.preprocessing)
+    assert found.shape == ours.shape
+    assert (found - ours).abs().mean() < 0.1  # of about 1: it crops whole pixels
+
+
+@pytest.mark.parametrize("name", OF_TIMM)
+def test_timm(name: str, tmp_path: Path) -> None:
+    config, everywhere = OF_TIMM[name]
+    run, encoder = saved(tmp_path / "run", config)
+    result = visrep.export(run, "timm", tmp_path / "out")
+    own, other = result.agreement
+    assert own.cosine > 0.99999 and own.error < (1e-3 if name == "another eps" else 1e-4) * own.scale
+    assert (other.error < 1e-4 * other.scale) == everywhere
+    features, images = card_features(tmp_path / "out")
+    with torch.no_grad():
+        assert cosine(features, encoder(images).pool()) > 0.9999
+
+    back = visrep.load_encoder(f"timm:local-dir:{tmp_path / 'out'}")
+    assert type(back) is type(encoder) and back.preprocessing == encoder.preprocessing
+    with torch.no_grad():
+        assert cosine(back(images).pool(), features) > 0.99999
+    with pytest.raises(FileNotFoundError, match="timm:local-dir:"):
+        visrep.load_encoder(tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    plain = timm.create_model(said["architecture"], num_classes=0, **said["model_args"])
+    timm.models.load_checkpoint(plain, str(tmp_path / "out" / "model.safetensors"))
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(images), model(images))
+    data = timm.data.resolve_data_config({}, model=model)
+    seen = encoder.preprocessing
+    assert (*data["mean"], *data["std"]) == (*seen.mean, *seen.std)
+    assert data["crop_pct"] == seen.ratio and [*data["input_size"]] == [3, seen.size, seen.size]
+    assert data["interpolation"] == "bicubic"
+    transform = timm.data.create_transform(**data, is_training=False)
+    ours = seen_by_us(photo(), seen)
+    assert (transform(Image.fromarray(photo()))[None] - ours).abs().mean() < 0.1
+
+
+def test_what_came_from_transformers_goes_back(tmp_path: Path) -> None:
+    stages = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32], "image_size": 64}
+    config = transformers.AutoConfig.for_model("convnext", **stages)
+    description = json.dumps(config.to_dict(), sort_keys=True)
+    encoder = HfEncoder(HfModel(description), randomised(transformers.ConvNextModel(config))).eval()
+    encoder.preprocessing = Preprocessing(64, ratio=1.0)
+    save_encoder(tmp_path / "run", encoder)
+    result = visrep.export(tmp_path / "run", "hf", tmp_path / "out")
+    assert result.tool == "transformers, ConvNextModel" and result.agreement[0].error == 0
+    features, images = card_features(tmp_path / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(features, encoder(images).pool())
+
+
+def test_the_class_that_is_equal_at_every_size_comes_first() -> None:
+    assert chosen(SMALL).model == "Dinov2WithRegistersModel"  # positions with antialiasing
+    assert chosen(replace(SMALL, position_antialias=False)).model == "ViTModel"
+    assert chosen(replace(SMALL, position_antialias=False, layer_scale=1.0)).model == "Dinov2Model"
+    assert chosen(replace(SMALL, position="sincos")).model == "ViTModel"
+    assert integer_ratio(replace(SMALL, mlp_ratio=2.5)) is None
+    assert integer_ratio(ViT(width=1536, heads=24, mlp="swiglu")) == 4
+
+
+@pytest.mark.parametrize(
+    ("to", "config", "message"),
+    [
+        ("hf", ConvNet(width=8), "no class of transformers expresses a ConvNet.*--to onnx"),
+        ("hf", ResNet(18, width=8, stem="small"), "stem='small' has no place in it.*--to onnx"),
+        ("hf", replace(SMALL, cls=False, registers=2), "IJepaModel lacks register tokens.*--to onnx"),
+        ("hf", replace(SMALL, cls=False, position="rope"), "needs a cls token.*--to onnx"),
+        ("timm", replace(SMALL, position="rope"), "no rotary positions.*--to hf.*--to onnx"),
+        ("timm", ResNet(18, width=8), "width=8.*--to onnx"),
+        ("timm", ConvNet(width=8), "no model of timm expresses a ConvNet.*--to onnx"),
+    ],
+)
+def test_what_cannot_be_expressed(
+    to: str, config: ViT | ResNet | ConvNet, message: str, tmp_path: Path
+) -> None:
+    run, _ = saved(tmp_path / "run", config)
+    with pytest.raises(ValueError, match=message):
+        visrep.export(run, to, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -79,7 +79,7 @@ def images(n: int) -> np.ndarray:
 
 def ours(run: Run, pixels: np.ndarray) -> tuple[Callable[[], None], Callable[[], None]]:
     """A whole step of ours, and the networks' part of it: encoder and head, student both ways, teacher forward."""
-    run = replace(run, canvas=32)
+    run = replace(run, canvas=32, precision="32-true")  # as the peer
     fabric = build_fabric(run)
     canvases = CanvasSet(open_source(pixels), 32, cache="memory")
     loader = Loader(canvases, batch=run.batch, seed=0)

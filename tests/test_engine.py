@@ -1,5 +1,6 @@
 """The loop: exact resume, several ranks, errors that lose nothing."""
 
+import copy
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from visrep.methods import preset
 from visrep.monitor import NotFinite
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant
+from visrep.views import OneView, View
 
 
 def tiny(name: str, out: Path) -> Run:
@@ -124,6 +126,19 @@ def test_too_few_images_for_a_batch(tmp_path: Path):
     run = replace(tiny("simclr", tmp_path / "run"), batch=100)
     with pytest.raises(ValueError, match=r"batch.*100.*64"):
         start(run, method="simclr", preset="tiny")
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco", "dino", "vicreg"])
+def test_one_view_where_two_are_needed(name: str, tmp_path: Path):
+    run = tiny(name, tmp_path / "run")
+    config = copy.copy(run.method)
+    # past the annotations, which only tests execute
+    object.__setattr__(config, "views", OneView(View(size=32)))
+    with pytest.raises(
+        ValueError, match=rf"{name} cannot learn from OneView \(one view an image or clip\)\. Set method"
+    ):
+        start(replace(run, method=config), method=name)
+    assert not (tmp_path / "run").exists()
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path):

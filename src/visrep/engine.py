@@ -24,7 +24,7 @@ from visrep.interruption import Interruption
 from visrep.log import TrainingLog
 from visrep.machine import default_device, keep_freed_memory, multiplies_bf16
 from visrep.method import At, Batch, Encoder, Losses, Method
-from visrep.methods import load_method, method_class
+from visrep.methods import check_views, load_method, method_class
 from visrep.monitor import Monitor
 from visrep.nn.batchnorm import convert_batchnorm
 from visrep.optim import (
@@ -229,6 +229,7 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
 
     Raises ValueError for settings or data that cannot work, NotFinite when the loss becomes so.
     """
+    check_views(run.method)
     fabric = build_fabric(run)
     fabric.launch()
     if not run.out:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import get_origin
+from typing import Any, get_origin, get_type_hints
 
 from visrep.config import Run
 from visrep.method import Method
@@ -68,6 +68,22 @@ def method_class(module: ModuleType) -> type[Method]:
             f"{module.__file__} defines {len(found)} subclasses of Method; it must define exactly one."
         )
     return found[0]
+
+
+def check_views(config: Any) -> None:
+    """Raises ValueError when a method's configuration holds other views than it is annotated with: one of two, say."""
+    wanted = get_type_hints(type(config)).get("views")
+    if inspect.isclass(wanted) and not isinstance(config.views, wanted):
+        found, name = type(config.views), type(config).__module__.rpartition(".")[2]
+        raise ValueError(
+            f"{name} cannot learn from {found.__name__} ({_first_words(found)}). Set "
+            f"method.views to {wanted.__name__} ({_first_words(wanted)}), or choose a method for these views."
+        )
+
+
+def _first_words(kind: type) -> str:
+    first = (inspect.getdoc(kind) or "").partition(".")[0].partition(", as")[0]
+    return first[:1].lower() + first[1:]
 
 
 def presets(module: ModuleType) -> dict[str, Callable[[], Run]]:

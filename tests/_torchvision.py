@@ -6,18 +6,9 @@ torchvision to import.
 
 from __future__ import annotations
 
-import torch
+from visrep.encoders.pretrained.extras import tolerate_torchvision
 
-
-def _declare_operators() -> None:
-    torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-try:
-    import torchvision  # noqa: F401 - may fail; imported for that
-except RuntimeError:
-    _declare_operators()
+tolerate_torchvision()
 
 from torchvision.transforms import v2  # noqa: E402 - after the operators are declared
 from torchvision.transforms.v2 import functional  # noqa: E402

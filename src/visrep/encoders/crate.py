@@ -26,7 +26,7 @@ from visrep.encoders.patches import PatchEmbed, cut
 from visrep.encoders.vit import ViTLike
 from visrep.functional import coding_rate
 from visrep.nn.positions import Rotary
-from visrep.nn.transformer import DropPath
+from visrep.nn.transformer import DropPath, attend
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,7 @@ class SubspaceAttention(nn.Module):
         """
         u = self.coordinates(x)
         k = u if rotary is None else rotary(u)
-        if maps is None and (u.dtype != torch.bfloat16 or u.is_cuda):
-            out = F.scaled_dot_product_attention(k, k, u)
-        else:  # also bfloat16 on a CPU, as in `Attention`
-            attention = (k * k.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
-            out = attention.to(u.dtype) @ u
-            if maps is not None:
-                maps.append(attention)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(attend(k, k, u, maps).transpose(1, 2).flatten(2))
 
 
 @final

@@ -36,6 +36,22 @@ def xavier(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def attend(
+    q: Float[Tensor, "b h n c"],
+    k: Float[Tensor, "b h n c"],
+    v: Float[Tensor, "b h n c"],
+    maps: list[Tensor] | None = None,
+) -> Float[Tensor, "b h n c"]:
+    """What each token gathers from all tokens; for ``maps`` see `Attention`."""
+    if maps is None and (q.dtype != torch.bfloat16 or q.is_cuda):
+        return F.scaled_dot_product_attention(q, k, v)
+    # also bfloat16 on a CPU, where plain products are 1.6 to 4 times faster than the fused kernel
+    attention = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
+    if maps is not None:
+        maps.append(attention)
+    return attention.to(v.dtype) @ v
+
+
 @final
 class Attention(nn.Module):
     """Multi-head self-attention, optionally with rotary positions."""
@@ -62,14 +78,7 @@ class Attention(nn.Module):
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
         if rotary is not None:
             q, k = rotary(q), rotary(k)
-        if maps is None and (q.dtype != torch.bfloat16 or q.is_cuda):
-            out = F.scaled_dot_product_attention(q, k, v)
-        else:  # also bfloat16 on a CPU, where plain products are 1.6 to 4 times faster than the fused kernel
-            attention = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
-            out = attention.to(v.dtype) @ v
-            if maps is not None:
-                maps.append(attention)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v, maps).transpose(1, 2).flatten(2))
 
 
 @final

@@ -1,0 +1,35 @@
+"""The untrained twin and raw pixels, judged once for all runs that share them.
+
+Both depend on the architecture, the seed and the images, not on the method: runs in one folder that agree on these
+get one set of numbers, copied with the name of the run in which they were measured.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+SHARED = ("train", "test", "image", "protocols", "seed", "versions")
+"""what two fingerprints agree on when their baselines are the same numbers"""
+
+
+def known_baselines(folder: Path, mark: dict) -> tuple[Path, list[dict]] | None:
+    """Results of the twin and of pixels from another run beside this one, with its folder; or None.
+
+    ``mark``: the fingerprint of this run's evaluation. The other must have the same encoder and preprocessing.
+    """
+    encoder = json.loads((folder / "encoder.json").read_text())
+    for other in sorted(folder.parent.iterdir()):
+        judged = other / "evaluation.json"
+        if other == folder or not judged.exists():
+            continue
+        found = json.loads(judged.read_text())
+        if any(found["fingerprint"][name] != mark[name] for name in SHARED):
+            continue
+        theirs = json.loads((other / "encoder.json").read_text())
+        if any(theirs[name] != encoder[name] for name in ("config", "preprocessing")):
+            continue
+        results = [result for result in found["results"] if result["encoder"] != "trained"]
+        if {result["encoder"] for result in results} >= {"untrained"}:
+            return other, results
+    return None

@@ -45,6 +45,8 @@ FALLEN_RANK = 0.12
 """rank share that counts as collapsed when it also fell to half of its highest"""
 LOW_RANK = 0.2
 """rank share that counts as dimensional collapse together with `LOW_SPREAD`"""
+RISING_RANK = 1.1
+"""rank, over the first one measured, from which a low one is on its way up"""
 UNIFORM = 0.98
 """normalised teacher entropy at which the teacher hardly tells images apart"""
 ONE_HOT = 0.02
@@ -194,7 +196,9 @@ def _dimensional_collapse(signs: Signs) -> Verdict | None:
     few = rank < COLLAPSED_RANK or signs.rankme < COLLAPSED_DIRECTIONS
     fell = rank < FALLEN_RANK and rank < highest / 2
     narrow = rank < LOW_RANK and bool(signs.spread) and signs.spread[-1] < LOW_SPREAD
-    if not (few or fell or narrow):
+    # Sound masked methods begin with few directions and open more, and kNN follows within its error.
+    opening = rank > RISING_RANK * signs.rank[0] and bool(signs.knn) and signs.knn[-1] > signs.knn[0]
+    if not (few or fell or (narrow and not opening)):
         return None
     return Verdict(
         "dimensional collapse",

@@ -186,7 +186,10 @@ def test_all_is_what_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     found = judged(None, "all")
     of = {r.protocol for r in found.results if r.encoder == "trained"}
     asked, _ = without_all(("all",))
-    assert of == set(asked) - {"episodes"} and "finetune" not in of and "linear-dinov2@paper" not in of
+    needs_more = {"episodes", "backgrounds", "corruptions", "ood-layers"}  # larger images, or the playground
+    assert of == set(asked) - needs_more and "finetune" not in of and "linear-dinov2@paper" not in of
+    for name in ("backgrounds draws scenes anew", "corruptions are defined for images of 32 pixels"):
+        assert any(line.startswith(f"left out: {name}") for line in found.warnings)
     (said,) = [line for line in found.warnings if "episodes" in line]
     assert said.startswith("left out: episodes draws 5 classes with 20 images each")
     for result in found.results:

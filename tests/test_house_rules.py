@@ -47,6 +47,9 @@ OPTIONAL = {
     "onnxscript",
     "webdataset",
     "umap",
+    "imagecorruptions",
+    "captum",
+    "mteb",
 }
 """Packages of extras: imported where they are needed, with an error that names the extra"""
 

@@ -12,11 +12,13 @@ from visrep.config import Run
 if TYPE_CHECKING:
     from visrep.analysis.diagnose import Diagnosis
     from visrep.analysis.doctor import Checkup
+    from visrep.analysis.inside.explain import Explanation
     from visrep.analysis.layers import Amount
     from visrep.analysis.similarity.compare import Comparison as SimilarityComparison
     from visrep.data import Source
     from visrep.evaluation.evaluate import Evaluation
     from visrep.evaluation.standings import Comparison
+    from visrep.evaluation.suite import Suite
     from visrep.exports.export import Export
     from visrep.exports.quantize import Kind
     from visrep.method import Encoder
@@ -62,6 +64,7 @@ def pretrain(
     out: str = "",
     *,
     encoder: str = "",
+    init: str = "",
     epochs: float = 0,
     batch: int = 0,
     seed: int = 0,
@@ -70,13 +73,14 @@ def pretrain(
     """Train an encoder on images; returns the run folder.
 
     ``method`` is a name, ``name:preset`` or the path of your own file; empty ``data``, and ``epochs`` and ``batch``
-    of 0, keep the preset's; ``overrides`` changes any other field: ``{"method.tau": 0.2}``.
+    of 0, keep the preset's; ``overrides`` changes any other field: ``{"method.tau": 0.2}``. ``encoder`` is the name of
+    one with fresh weights, ``init`` of one to continue with: whatever `load_encoder` knows; see `visrep.config.Adapt`.
     """
     from visrep.engine import start
     from visrep.methods import preset
 
     _, preset_name, run = preset(method)
-    run = replace(run, data=data or run.data, out=out, seed=seed)
+    run = replace(run, data=data or run.data, out=out, seed=seed, init=init or run.init)
     run = replace(run, epochs=epochs or run.epochs, batch=batch or run.batch)
     if encoder:
         run = with_encoder(run, encoder)
@@ -97,8 +101,8 @@ def resume(run: str | Path) -> Path:
 def load_encoder(name: str | Path) -> Encoder:
     """An encoder in evaluation mode: ``encoder(images)`` gives `Tokens`, ``encoder.preprocessing`` what it expects.
 
-    ``name`` is a run folder, an official checkpoint file, ``timm:NAME``, ``hf:NAME_OR_FOLDER`` or
-    ``open_clip:NAME@TAG``; or an ONNX file, which can be judged and used, not trained.
+    ``name`` is a run folder, an official checkpoint file, ``timm:NAME``, ``hf:NAME_OR_FOLDER``, ``open_clip:NAME@TAG``
+    or ``pip:NAME``; or an ONNX file, which can be judged and used, not trained.
     """
     from visrep.encoders import load_encoder
 
@@ -116,6 +120,7 @@ def evaluate(
     baselines: bool = True,
     limit: int = 0,
     test_limit: int = 0,
+    size: int = 0,
     keep: bool = True,
     seed: int = 0,
     progress: bool = False,
@@ -128,21 +133,19 @@ def evaluate(
     that the next call needs no pass over the images.
 
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
-    ``limit`` and ``test_limit`` keep the first images of every class, in proportion.
+    ``limit`` and ``test_limit`` keep the first images of every class, in proportion. Dense protocols (segmentation,
+    hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`).
     """
-    from visrep.data import open_source, open_splits
     from visrep.data.cache import default_folder
-    from visrep.data.split import numbered_alike
     from visrep.encoders.pretrained.resolve import is_public
+    from visrep.evaluation.dense.opening import open_for
     from visrep.evaluation.evaluate import evaluate
     from visrep.evaluation.sheet import save_sheet
     from visrep.machine import default_device
 
     public = is_public(run)
     folder = default_folder().parent / "features" if public else Path(run) / "features"
-    train, held_out = open_splits(data)
-    if test is not None:
-        held_out = numbered_alike(open_source(test), train)
+    train, held_out = open_for(protocols, data, test)
     result = evaluate(
         load_encoder(run),
         train,
@@ -153,6 +156,7 @@ def evaluate(
         baselines=baselines,
         limit=limit,
         test_limit=test_limit,
+        size=size,
         keep=folder if keep else None,
         device=default_device(),
         seed=seed,
@@ -161,6 +165,55 @@ def evaluate(
     if not public:
         save_sheet(Path(run) / "evaluation.json", result)
     return result
+
+
+def suite(
+    encoder: str | Path,
+    data: Sequence[str],
+    *,
+    protocols: tuple[str, ...] = ("linear",),
+    train: int = 1000,
+    test_limit: int = 0,
+    baselines: bool = True,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Suite:
+    """Judge an encoder on several labelled data sets and take the mean, in the style of VTAB-1k.
+
+    Of each data set ``train`` training images are kept, a fifth of which chooses settings; 0 keeps all. Writes
+    suite.json into the run folder, or the file ``out``; of a public encoder nothing is written without ``out``.
+    """
+    from visrep.config import save_json
+    from visrep.encoders.pretrained.resolve import is_public
+    from visrep.evaluation.dense.opening import open_for
+    from visrep.evaluation.evaluate import evaluate
+    from visrep.evaluation.suite import run_suite
+    from visrep.machine import default_device
+
+    network = load_encoder(encoder)
+
+    def evaluate_one(name: str) -> Evaluation:
+        fitted, judged = open_for(protocols, name, None)
+        return evaluate(
+            network,
+            fitted,
+            judged,
+            protocols=protocols,
+            baselines=baselines,
+            limit=train,
+            test_limit=test_limit,
+            device=default_device(),
+            seed=seed,
+            progress=progress,
+        )
+
+    found = run_suite(data, evaluate_one)
+    path = Path(out) if out is not None else None if is_public(encoder) else Path(encoder) / "suite.json"
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_json(path, {"encoder": str(encoder), **found.to_json()})
+    return found
 
 
 def compare(
@@ -361,3 +414,47 @@ def similarity(
     )
     write_similarity(compared, folder / "similarity.html")
     return compared
+
+
+def explain(
+    encoder: str | Path,
+    data: str | Path | Source | Sequence,
+    *,
+    image: int = 0,
+    images: int = 6,
+    point: tuple[float, float] | None = None,
+    layers: tuple[int, ...] = (),
+    steps: int = 200,
+    out: str | Path = "explain",
+    seed: int = 0,
+    progress: bool = False,
+) -> Explanation:
+    """What does an encoder look at, and what does it know? Writes explain.html and explain.json into ``out``.
+
+    ``image`` is the number of the image looked at most closely, ``images`` how many are shown with it. ``point``
+    (across, down, as shares) is the patch that others are compared with; ``layers`` are turned back into pictures in
+    ``steps`` steps, 0 for none. Labels add a probe and its classes, masks the concepts of channels.
+    """
+    from visrep.analysis.inside.explain import Settings, explain_encoder
+    from visrep.analysis.inside.page import write_explanation
+    from visrep.config import save_json
+    from visrep.data import open_source
+    from visrep.data.dense_opening import is_dense, open_dense
+    from visrep.machine import default_device
+
+    folder, name = Path(out), str(encoder)
+    source = open_dense(data) if is_dense(data) else open_source(data)
+    explanation = explain_encoder(
+        load_encoder(encoder),
+        source,
+        Settings(image, images, point, layers, steps),
+        device=default_device(),
+        seed=seed,
+        progress=progress,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"encoder": name, "data": source.name, **explanation.numbers}
+    save_json(folder / "explain.json", about)
+    short = name if ":" in name else Path(name).resolve().name
+    write_explanation(explanation, short, source.name, folder / "explain.html")
+    return explanation

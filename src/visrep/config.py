@@ -43,6 +43,60 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """How a run that begins with an encoder's weights (``init``) treats them; without effect on other runs.
+
+    Raises ValueError for values that cannot be.
+    """
+
+    size: int = 0
+    """side in pixels of the views, 0 for that of the weights; smaller views keep their share of it"""
+    freeze_epochs: float = 1.0
+    """the encoder stands still for so long, while the heads learn; at most a quarter of the run"""
+    lr_scale: float = 0.1
+    """factor on the encoder's learning rate"""
+    layer_decay: float = 0.9
+    """factor from each layer's learning rate to that of the layer below, 1 for one rate"""
+    train_blocks: int = 0
+    """train only the last so many blocks (of a convolutional network: stages), 0 for all"""
+    lora_rank: int = 0
+    """train only low-rank additions to the linear layers (arXiv:2106.09685), of this rank, at the full learning rate;
+    they are added up in the saved encoder. 0 for none"""
+    fresh: tuple[str, ...] = ()
+    """filled in at the start: tokens that the method needs and the weights lack, which learn like heads"""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.freeze_epochs, self.train_blocks, self.lora_rank) < 0 or self.lr_scale <= 0:
+            raise ValueError(f"{self}: no number may be negative, nor lr_scale 0. Correct it.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"adapt.layer_decay={self.layer_decay} lies outside (0, 1]. Use 1 for one rate.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What happens when a run that begins with weights unlearns them; without effect on other runs.
+
+    Raises ValueError for thresholds that cannot be.
+    """
+
+    act: Literal["warn", "stop", "rollback", "off"] = "warn"
+    """warn: say so and go on; stop: end the run; rollback: end it, with the best encoder there was; off: do not look"""
+    reference: str = ""
+    """images that the encoder must go on telling apart, opened like ``data``; only its training part is used"""
+    min_cka: float = 0.2
+    """least likeness to the features at the start (unbiased linear CKA, 1: the same but for rotation and scale)"""
+    max_knn_drop: float = 5.0
+    """percentage points that kNN may lie below that at the start, where there are labels; two standard errors where few
+    images make that more"""
+
+    def __post_init__(self) -> None:
+        if self.min_cka > 1 or self.max_knn_drop < 0:
+            raise ValueError(
+                f"guard.min_cka={self.min_cka} may be at most 1, guard.max_knn_drop={self.max_knn_drop} at least 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Generic[MethodConfig]):
     """One pretraining run, whole: enough to repeat it."""
 
@@ -55,8 +109,16 @@ class Run(Generic[MethodConfig]):
     """labelled images for the kNN measured while training; default: a fifth of the monitored images of data"""
     out: str = ""
     """run folder; default runs/<method>-<preset>-<date>"""
+    init: str = ""
+    """what the encoder starts from: a run folder, a checkpoint file, timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME@TAG
+    or pip:NAME. Heads start fresh; the views become those that the weights were made for"""
+    adapt: Adapt = Adapt()
+    """with ``init``: what moves, when, how fast"""
+    guard: Guard = Guard()
+    """with ``init`` or ``start_from``: what happens when the encoder gets worse than it was at the start"""
     start_from: str = ""
-    """folder of an earlier run of this method whose weights to start from: the next stage of a recipe, or other data"""
+    """folder of an earlier run of this method of which to take everything, heads, teachers and queues too: the next
+    stage of a recipe, or other data"""
     epochs: float = 100
     batch: int = 256
     """images an optimiser step, over all devices and accumulated micro-batches"""

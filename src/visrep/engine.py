@@ -18,6 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from visrep.advice import advise
 from visrep.config import Run
+from visrep.continuing.adapting import adapt
+from visrep.continuing.init import begin, take_encoder
+from visrep.continuing.lora import merge, merged
+from visrep.continuing.retention import Retention
 from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, open_splits
 from visrep.encoders import save_encoder
 from visrep.interruption import Interruption
@@ -121,9 +125,9 @@ def settled_precision(run: Run) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
 
 
 def build_method(run: Run, method: str) -> Method:
-    """The method with fresh weights: the same for the same seed, whatever the device."""
+    """The method with fresh weights, in training mode: the same for the same seed, whatever the device."""
     torch.manual_seed(run.seed)
-    return method_class(load_method(method))(run.method)
+    return method_class(load_method(method))(run.method).train()
 
 
 def take_weights(module: Method, method: str, earlier: str | Path) -> None:
@@ -230,6 +234,7 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
     Raises ValueError for settings or data that cannot work, NotFinite when the loss becomes so.
     """
     check_views(run.method)
+    run, encoder = begin(run) if run.init else (run, None)
     fabric = build_fabric(run)
     fabric.launch()
     if not run.out:
@@ -240,7 +245,7 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
     about = describe(run, method=method, preset=preset, overrides=overrides)
     folder = RunFolder.create(run.out, about, writes=fabric.is_global_zero)
     with says_how_it_ended(folder):
-        train(run, source, folder, fabric, method=method, resume=False)
+        train(run, source, folder, fabric, method=method, resume=False, encoder=encoder)
     return folder.path
 
 
@@ -272,9 +277,19 @@ def says_how_it_ended(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method: str, resume: bool) -> None:
+def train(
+    run: Run,
+    source: Source,
+    folder: RunFolder,
+    fabric: Fabric,
+    *,
+    method: str,
+    resume: bool,
+    encoder: Encoder | None = None,
+) -> None:
     """The loop: from the first step or the last checkpoint to the end of the run.
 
+    A new run begins with the weights of ``encoder``, where there is one (`begin`).
     Ctrl-C and SIGTERM save a checkpoint at the end of the step and raise KeyboardInterrupt.
     """
     canvases = open_canvases(run, source, folder, progress=fabric.is_global_zero)
@@ -289,6 +304,10 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
     total = max(1, round(run.epochs * loader.steps_per_epoch))
 
     module = build_method(run, method)
+    if encoder is not None:
+        take_encoder(module, run, encoder)
+    if run.init:
+        run = adapt(module, run)
     if run.start_from and not resume:
         take_weights(module, method, run.start_from)
     seen = run.method.views.preprocessing
@@ -310,10 +329,13 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
     folder.update("running")
 
     monitor = Monitor(run, canvases, folder, fabric)
+    guard = Retention(run, monitor, folder, fabric)
+    if not resume:
+        guard.begin(module)
     every = monitor_steps(run, loader.steps_per_epoch, total)
     log = TrainingLog(run, folder, loader.steps_per_epoch, total)
     saved_at = time.monotonic()
-    step = start
+    step, lost = start, ""
     advice = advise(run, len(canvases.usable), at_step(run, 0, total, loader.steps_per_epoch, fabric))
     folder.advise(advice)
     with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
@@ -334,6 +356,8 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
             if ends:
                 log.flush()
                 progress.say(monitor.measure(module, at, loader.steps_per_epoch))
+                if lost := guard.check(module, at, loader.steps_per_epoch):
+                    progress.say(f"The encoder unlearns what it began with: {lost}.")
             # Ranks have clocks and signals of their own: the first one decides, at a moment that all of them reach.
             due = stop.requested or time.monotonic() - saved_at > 60 * run.checkpoint_minutes
             if ends or (fabric.world_size == 1 and due) or (written and fabric.broadcast(due)):
@@ -342,11 +366,21 @@ def train(run: Run, source: Source, folder: RunFolder, fabric: Fabric, *, method
                 saved_at = time.monotonic()
                 if fabric.broadcast(stop.requested):
                     raise KeyboardInterrupt(f"interrupted after step {step} of {total}")
+            if guard.ends(lost):
+                break
+    ended = guard.ends(lost)
     if fabric.is_global_zero:
-        save_encoder(folder.path, module.encoder)
+        if not (ended and run.guard.act == "rollback"):
+            save_encoder(folder.path, merged(module.encoder))
         monitor.save_pictures(module, at_step(run, 0, total, loader.steps_per_epoch, fabric))
         write_unreadable(folder.path, canvases)
-    folder.update("finished")
+    if ended:
+        folder.update("stopped", f"guard.act={run.guard.act}: {lost}")
+    else:
+        folder.update("finished")
+        if run.init and run.adapt.lora_rank:
+            merge(module)
+            state.save(folder, step)
     fabric.barrier()
 
 

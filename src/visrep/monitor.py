@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,18 @@ class NotFinite(RuntimeError):
     """The loss or the features became NaN or infinite; the last checkpoint is from before."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What was seen of the encoder at one moment."""
+
+    z: Tensor
+    """ "n d": a vector for each image that is looked at"""
+    knn: float
+    """percent of the queries that nearest neighbours among them label rightly; NaN without labels"""
+    bad: int
+    """images with a NaN or an infinite number; there is no kNN then"""
+
+
 class Monitor:
     """Measures always the same images: a sample of the training data and, with labels, of ``run.val``."""
 
@@ -35,6 +48,8 @@ class Monitor:
         self.run, self.canvases, self.folder, self.fabric = run, canvases, folder, fabric
         usable = np.random.default_rng(run.seed).permutation(canvases.usable)[: run.monitor_images]
         self.bank, self.queries, self.query_canvases = usable, usable[:0], canvases
+        self.latest: Look | None = None
+        """what `measure` saw last"""
         if canvases.source.labels is None or not fabric.is_global_zero:
             return
         if run.val:
@@ -50,23 +65,18 @@ class Monitor:
         if not self.fabric.is_global_zero:
             self.fabric.barrier()
             return ""
-        bank = self._extract(method, self.canvases, self.bank)
-        z = self._vectors(bank)
+        look = self.latest = self.look(method)
+        z = look.z
         monitors: dict[str, Any] = {"width": z.shape[1], "images": z.shape[0]}
-        if count_bad(bank):
+        if look.bad:
             raise NotFinite(
                 f"The encoder gives NaN or infinite features at step {at.step + 1} (epoch {at.epoch:.2f}), though the "
                 "loss is still finite. The last checkpoint is from before. Lower optim.lr or set optim.clip to 1-3."
             )
         sample = Sample(z, views=self._two_views(method, at))
         monitors |= {measure.key: measure(sample) for measure in ONLINE}
-        if len(self.queries):
-            queries = self._extract(method, self.query_canvases, self.queries)
-            assert (
-                bank.labels is not None and queries.labels is not None
-            )  # there are queries only with labels
-            correct = knn_accuracy(z, bank.labels, self._vectors(queries), queries.labels, k=20)
-            monitors["knn"] = 100 * correct
+        if not math.isnan(look.knn):
+            monitors["knn"] = look.knn
         step = at.step + 1
         line = {"kind": "epoch", "step": step, "epoch": step / steps_per_epoch, "monitors": monitors}
         verdict = diagnose(self.folder.metrics("step"), [*self.folder.metrics("epoch"), line])
@@ -74,6 +84,18 @@ class Monitor:
         self.fabric.barrier()
         knn = f"kNN {monitors['knn']:.1f} %, " if "knn" in monitors else ""
         return f"epoch {line['epoch']:.1f}: {knn}RankMe {monitors['rankme']:.0f} of {z.shape[1]}, {verdict.state}"
+
+    def look(self, method: Method) -> Look:
+        """Encode the images and let them vote. Rank 0 only; nothing is recorded."""
+        bank = self._extract(method, self.canvases, self.bank)
+        z, bad, knn = self._vectors(bank), count_bad(bank), math.nan
+        if len(self.queries) and not bad:
+            queries = self._extract(method, self.query_canvases, self.queries)
+            assert (
+                bank.labels is not None and queries.labels is not None
+            )  # there are queries only with labels
+            knn = 100 * knn_accuracy(z, bank.labels, self._vectors(queries), queries.labels, k=20)
+        return Look(z, knn, bad)
 
     def save_pictures(self, method: Method, at: At) -> None:
         """Keep what the model saw and, where it draws, what it drew, for the report."""

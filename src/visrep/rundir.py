@@ -72,7 +72,7 @@ class RunFolder:
                 file.write(json.dumps(line) + "\n")
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
-        """All lines of one kind, "step" or "epoch". A line cut short by a kill is left out."""
+        """All lines of one kind, "step", "epoch" or "retention". A line cut short by a kill is left out."""
         return [line for line in self._lines() if line["kind"] == kind]
 
     def _lines(self) -> list[dict[str, Any]]:

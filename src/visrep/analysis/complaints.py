@@ -125,6 +125,23 @@ def view_distances(record: RunRecord) -> list[float]:
     return [m["alignment"] / (2 * m["width"] * m["feature_std"] ** 2) for m in known]
 
 
+def forgetting(record: RunRecord) -> Verdict | None:
+    """A run that began with weights tells less apart than at its start, at the last measurement."""
+    if not record.retention or not record.retention[-1]["lost"]:
+        return None
+    run, last = record.about["run"], record.retention[-1]
+    began, act = run["init"] or run["start_from"], run["guard"]["act"]
+    saved = "The encoder in the folder is the best there was. " if act == "rollback" else ""
+    return Verdict(
+        "forgetting",
+        f"Epoch {last['epoch']:.3g}, beside {began} at the start: {last['lost']}.",
+        "The encoder moves faster than its heads can tell it where to: too high a learning rate, heads that began with "
+        "it, or a method whose task is too far from what the encoder knew.",
+        f"{saved}Lower adapt.lr_scale, raise adapt.freeze_epochs, train less of it (adapt.train_blocks, "
+        "adapt.lora_rank); with guard.act=rollback the best encoder is kept.",
+    )
+
+
 def starved(record: RunRecord, signs: Signs | None) -> Verdict | None:
     """Most of the time goes into waiting for images."""
     known = [step for step in record.steps if "data_wait" in step]

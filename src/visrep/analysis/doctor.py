@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visrep.analysis.complaints import cluster_collapse, failed, leaking, over_augmented, starved
+from visrep.analysis.complaints import cluster_collapse, failed, forgetting, leaking, over_augmented, starved
 from visrep.analysis.health import MIN_STEPS, State, Verdict, diagnose
 from visrep.analysis.record import RunRecord
 from visrep.analysis.signs import read_signs
 
 MOST_SERIOUS_FIRST: tuple[State, ...] = (
     "diverging", "complete collapse", "failed", "cluster collapse", "leaking", "over-augmented",
-    "dimensional collapse", "flat", "starved by data loading",
+    "forgetting", "dimensional collapse", "flat", "starved by data loading",
 )  # fmt: skip
 """A leak and too strong views stand before what they lead to: few directions, a flat loss."""
 HARMLESS: tuple[State, ...] = ("healthy", "too early")
@@ -40,7 +40,7 @@ def examine(record: RunRecord) -> Checkup:
     """Examine a run, finished or not, by what its folder holds. Writes nothing."""
     health = diagnose(record.steps, record.epochs)
     signs = read_signs(record.steps, record.epochs) if record.steps else None
-    found = [failed(record, signs), starved(record, signs)]
+    found = [failed(record, signs), forgetting(record), starved(record, signs)]
     if signs and signs.step >= MIN_STEPS:
         found += [look(record, signs) for look in (cluster_collapse, leaking, over_augmented)]
     states = {verdict.state for verdict in found if verdict}

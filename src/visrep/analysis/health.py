@@ -25,7 +25,7 @@ from visrep.analysis.signs import Record, Signs, read_signs
 
 State = Literal[
     "healthy", "complete collapse", "dimensional collapse", "cluster collapse", "diverging", "flat", "leaking",
-    "over-augmented", "starved by data loading", "failed", "too early",
+    "over-augmented", "starved by data loading", "failed", "forgetting", "too early",
 ]  # fmt: skip
 """`diagnose` tells those that a loss and a representation show by themselves; `visrep.analysis.doctor` all of them"""
 

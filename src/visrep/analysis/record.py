@@ -29,6 +29,8 @@ class RunRecord:
     """(path, reason) of images that could not be decoded"""
     diagnostics: dict[str, Any] = field(default_factory=dict)
     """diagnostics.json"""
+    retention: list[dict[str, Any]] = field(default_factory=list)
+    """"retention" records of metrics.jsonl, oldest first"""
 
 
 def read_run(path: Path) -> RunRecord:
@@ -50,6 +52,7 @@ def read_run(path: Path) -> RunRecord:
         pictures=_pictures(path / "pictures.npz"),
         unreadable=_unreadable(path / "unreadable.txt"),
         diagnostics=json.loads(diagnostics.read_text()) if diagnostics.is_file() else {},
+        retention=[line for line in lines if line["kind"] == "retention"],
     )
 
 

@@ -13,6 +13,7 @@ from visrep.analysis.page import Section, document, note
 from visrep.analysis.record import RunRecord, read_run
 from visrep.analysis.report_diagnostics import diagnostics
 from visrep.analysis.report_probes import probes
+from visrep.analysis.report_retention import retention
 from visrep.analysis.report_whitebox import whitebox_section
 
 Material = TypeVar("Material")
@@ -34,6 +35,12 @@ FROM_RECORD: tuple[tuple[str, str, Callable[[RunRecord], str]], ...] = (
         "Health while training",
         "Measured without labels, kNN apart: spread and RankMe must not go to zero while the loss falls.",
         training.monitors,
+    ),
+    (
+        "Beside its start",
+        "This run began with the weights of an encoder: what it told apart at the start it should still tell "
+        "apart; the grey line is where the guard acts.",
+        retention,
     ),
     (
         "Without labels",
@@ -96,8 +103,9 @@ FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
     ),
 )
 ORDER = (
-    "Probes", "Loss and schedules", "Health while training", "Without labels", "Map", "Nearest neighbours", "Attention",
-    "White-box layers", "Patch tokens", "Pictures by the method", "Sample views", "Spectrum", "Configuration",
+    "Probes", "Loss and schedules", "Health while training", "Beside its start", "Without labels", "Map",
+    "Nearest neighbours", "Attention", "White-box layers", "Patch tokens", "Pictures by the method", "Sample views",
+    "Spectrum", "Configuration",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from visrep.analysis.figures import Line, curves
 from visrep.analysis.page import figure, grid
 from visrep.analysis.report_names import protocol
-from visrep.evaluation.results import from_headline
+from visrep.evaluation.results import from_headline, goodness
 
 FEWEST = 3
 """layers that make a curve"""
@@ -26,8 +26,9 @@ def layer_curves(results: Sequence[Result]) -> str:
         ]
         if len(lines[0].x) < FEWEST:
             continue
-        best = max(zip(lines[0].y, lines[0].x, strict=True))
-        remark = f"{pooling}; best at layer {best[1]:.0f} with {best[0]:.1f} %"
+        metric = mine[0]["metric"]
+        value, layer = max(zip(lines[0].y, lines[0].x, strict=True), key=lambda at: goodness(metric, at[0]))
+        remark = f"{pooling}; best at layer {layer:.0f} with {value:.1f} %"
         drawn = curves([line for line in lines if line.x], x_label="layer, 1 is the first")
         panels.append(figure(drawn, name, remark))
     return grid(panels, kind="panels") if panels else ""

@@ -8,11 +8,11 @@ from typing import Any
 
 from visrep.analysis.figures import Mark, intervals
 from visrep.analysis.gallery import Missing
-from visrep.analysis.page import figure, note, table
+from visrep.analysis.page import figure, folded, note, table
 from visrep.analysis.record import RunRecord
 from visrep.analysis.report_layers import layer_curves
 from visrep.analysis.report_names import protocol
-from visrep.evaluation.results import from_headline, variant
+from visrep.evaluation.results import clearly_ahead, from_headline, goodness, variant
 
 WHO = {"trained": "trained", "untrained": "same network, untrained", "pixels": "raw pixels"}
 
@@ -37,7 +37,8 @@ def probes(record: RunRecord) -> str:
         ]
         pixels = [r for r in results if r["encoder"] == "pixels" and _same(r, result, ())]
         baselines = [*untrained[:1], *pixels[:1]]
-        gain = result["value"] - max((r["value"] for r in baselines), default=math.nan)
+        mine, *theirs = (goodness(result["metric"], r["value"]) for r in (result, *baselines))
+        gain = mine - max(theirs, default=math.nan)
         rows.append([
             protocol(result), str(result["layer"]), result["pooling"], _with_interval([result]),
             _with_interval(untrained), _with_interval(pixels), f"{gain:+.1f}" if baselines else "-",
@@ -49,9 +50,21 @@ def probes(record: RunRecord) -> str:
         figure(intervals(marks), kind="chart")
         + layer_curves(results)
         + table(head, rows, marked=marked)
+        + "".join(map(_details, (rows for rows in headlines(results) if rows["trained"].get("details"))))
         + note(f"Images: {evaluation['split']}.")
         + warnings
     )
+
+
+def _details(rows: Mapping[str, Result]) -> str:
+    """What a protocol's number is made of, such as the IoU of each class, the greatest first; folded away."""
+    parts: list[Mapping[str, float]] = [row.get("details", {}) for row in rows.values()]
+    mine = rows["trained"]["details"]
+    shown = [
+        [name, *(f"{part[name]:.1f}" if name in part else "-" for part in parts)]
+        for name in sorted(mine, key=lambda name: -mine[name])
+    ]
+    return folded(f"{protocol(rows['trained'])}, in parts", table(("", *(WHO[who] for who in rows)), shown))
 
 
 def headlines(results: Sequence[Result]) -> list[dict[str, Result]]:
@@ -76,8 +89,10 @@ def judgement(results: Sequence[Result]) -> tuple[list[str], list[str]]:
 
 
 def clearly_better(trained: Result, baselines: Sequence[Result]) -> bool:
-    """Whether the 95 % interval lies above that of every baseline; False without baselines."""
-    return bool(baselines) and all(trained["ci_low"] > baseline["ci_high"] for baseline in baselines)
+    """Whether the 95 % interval lies on the better side of that of every baseline; False without baselines."""
+    metric, mine = trained["metric"], (trained["ci_low"], trained["ci_high"])
+    ends = [(baseline["ci_low"], baseline["ci_high"]) for baseline in baselines]
+    return bool(ends) and all(clearly_ahead(metric, mine, other) for other in ends)
 
 
 def _same(one: Result, other: Result, keys: Sequence[str]) -> bool:

@@ -12,8 +12,10 @@ USAGE = """\
 visrep: learn, judge and use visual representations
 
   visrep pretrain METHOD[:PRESET] --data FOLDER --out RUN   train an encoder on a folder of images
+  visrep pretrain METHOD --init NAME --data FOLDER          continue from public weights, or those of a run
   visrep pretrain --resume RUN                              continue a stopped run
   visrep evaluate RUN --data FOLDER                         how good is it? (labelled images)
+  visrep suite RUN --data A B C                             the mean over several data sets, 1,000 images of each
   visrep compare WHAT WHAT ... --data FOLDER                which is best? runs, or methods under one --budget
   visrep embed RUN --data FOLDER --out FILE                 one vector an image: .parquet, .npz or .csv
   visrep export RUN --to TOOL --out FOLDER                  for timm, hf (transformers), onnx, torch-export, ...
@@ -21,15 +23,17 @@ visrep: learn, judge and use visual representations
   visrep doctor RUN                                         is it healthy? if not: what it is, and what to change
   visrep diagnose RUN --data FOLDER                         measured without labels, layer by layer
   visrep similarity RUN [RUN ...] --data FOLDER             how alike are layers and encoders? heat maps
+  visrep explain RUN --data FOLDER                          look inside: attention, causes, inversion, concepts
   visrep list                                               methods, presets, what is proven
   visrep demo                                               all of it on built-in images, in minutes
 
-evaluate and embed also take public encoders: timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME@TAG, a checkpoint file.
+evaluate and embed also take public encoders: timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME@TAG, pip:NAME, a file.
 Add --help to a command for its options. METHOD may be a path to your own Python file.
 """
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("visrep.cli.evaluate", "evaluate"),
+    "suite": ("visrep.cli.suite", "suite"),
     "compare": ("visrep.cli.compare", "compare"),
     "embed": ("visrep.cli.embed", "embed"),
     "export": ("visrep.cli.export", "export"),
@@ -37,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("visrep.cli.doctor", "doctor"),
     "diagnose": ("visrep.cli.diagnose", "diagnose"),
     "similarity": ("visrep.cli.similarity", "similarity"),
+    "explain": ("visrep.cli.explain", "explain"),
     "list": ("visrep.cli.catalogue", "list_methods"),
     "demo": ("visrep.cli.demo", "demo"),
 }

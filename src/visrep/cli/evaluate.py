@@ -15,25 +15,30 @@ def evaluate(
     baselines: bool = True,
     limit: int = 0,
     test_limit: int = 0,
+    size: int = 0,
     keep: bool = True,
     seed: int = 0,
 ) -> None:
-    """Judge the encoder of a run on labelled images; a table here, evaluation.json in the run folder.
+    """Judge the encoder of a run on labelled images or on masks; a table here, evaluation.json in the run folder.
 
     Args:
         run: run folder, or a public encoder: checkpoint or ONNX file, timm:NAME, hf:NAME, open_clip:NAME@TAG
         data: labelled images: folder with a sub-folder a class (train/ and test/ or val/ above them are respected),
-            .parquet, .npz, or playground
+            .parquet, .npz, or playground; for dense protocols a folder with images/ and masks/, or JPEGImages/ and
+            Annotations/, or playground
         test: held-out labelled images; default: the test or val part of data, else a fifth of it
         protocols: all (that leave the encoder as it is), or some of: knn, knn-loo, linear, linear-dino, linear-dinov2,
             linear-mae, fewlabels, attentive, attentive-vjepa, attentive-efficient, episodes, clustering, retrieval,
-            retrieval-within, copies, linear-dinov2@paper, finetune, finetune-mae, finetune-mae-large; the last three
-            also with few labels: finetune:10% or finetune:5 (of each class); see docs/protocols.md
+            retrieval-within, copies, corruptions, shifts, backgrounds, ood-layers, linear-dinov2@paper, finetune,
+            finetune-mae, finetune-mae-large; the last three also with few labels: finetune:10% or finetune:5 (of each
+            class). On images with masks: segmentation, hummingbird, depth, attention-masks, discovery-lost,
+            discovery-tokencut, propagation, correspondence. See docs/protocols.md
         layers: layers to judge besides the last one, 1 = first, or all
         poolings: auto, cls, mean, cls+mean, last-4
         baselines: also judge raw pixels and the untrained encoder
         limit: use only the first training images
         test_limit: use only the first test images
+        size: side in pixels of the squares that dense protocols see; default: twice that of the encoder
         keep: keep features in the run folder, so that another call needs no pass over the images
         seed: of splits, bootstrap and the untrained encoder
     """
@@ -50,6 +55,7 @@ def evaluate(
         baselines=baselines,
         limit=limit,
         test_limit=test_limit,
+        size=size,
         keep=keep,
         seed=seed,
         progress=True,

@@ -48,9 +48,13 @@ def pretrain(arguments: list[str]) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Say where the result is and what to do with it."""
+    """Say where the result is and what to do with it; and, where the guard of its start ended it, why."""
+    from visrep.rundir import RunFolder
+
+    about = RunFolder(folder).about()
+    ended = f"Ended early ({about['message']})" if about["status"] == "stopped" else "Done"
     Console(stderr=True).print(
-        f"Done: {folder}\n"
+        f"{ended}: {folder}\n"
         f"  how good is it?  visrep evaluate {folder} --data LABELLED\n"
         f"  look at it:      visrep report {folder}",
         highlight=False,

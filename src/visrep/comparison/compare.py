@@ -16,10 +16,12 @@ from visrep.comparison.candidates import Candidate, Common, gather_candidates
 from visrep.comparison.plans import common_budget, plan
 from visrep.comparison.worth import measured_worth
 from visrep.config import save_json
-from visrep.data import Source, open_splits
+from visrep.data import Source
 from visrep.encoders import load_encoder
 from visrep.engine import resume, start
 from visrep.evaluation.compare import compare_without_labels, evaluate_alike, leaderboard
+from visrep.evaluation.dense.opening import open_for
+from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.effort import Effort, duration, effort
 from visrep.evaluation.labels import check_classes, labels_of
 from visrep.evaluation.protocols import check_protocols
@@ -45,11 +47,12 @@ def compare(
     chosen = selector(select or "rankme")
     candidates = gather_candidates(entries, common, out)
     judged = _judged_data(candidates, labelled or common.data)
-    train, test = open_splits(judged)
-    labels = labels and (bool(labelled) or train.labels is not None)
+    train, test = open_for(protocols if labels else (), judged)
+    by_masks = labels and all(name in DENSE for name in protocols)
+    labels = labels and (bool(labelled) or by_masks or train.labels is not None)
     if labels and select:
         raise ValueError(f"--select {select} chooses without labels, and there are labels: add --no-labels.")
-    if labels:
+    if labels and not by_masks:
         _check_labels(candidates, judged, train, test)
 
     console = Console(stderr=True, quiet=not progress, highlight=False, markup=False)

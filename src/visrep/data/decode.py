@@ -19,7 +19,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)
+SIDEWAYS = (5, 6, 7, 8)
 _WHITE = (255, 255, 255, 255)
 Raw = bytes | np.ndarray
 """an encoded file, or uint8 "h w" or "h w c" with 1, 3 or 4 channels"""
@@ -97,7 +97,7 @@ def _decode(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]
     if not drafted:
         width, height = image.size  # TIFFs are turned upright, and lose their EXIF tag, in load
     orientation = image.getexif().get(ORIENTATION, 1)
-    if orientation in _SIDEWAYS:
+    if orientation in SIDEWAYS:
         width, height = height, width
     return _planes(_upright(_squash(_eight_bit(image), size), orientation)), (height, width)
 

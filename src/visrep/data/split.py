@@ -89,7 +89,7 @@ def stratified_split(
 
 
 def _folders(folder: Path, clips: dict[str, int] | None) -> tuple[Source, Source] | None:
-    found = _by_split((path.name, path) for path in folder.iterdir() if path.is_dir())
+    found = by_split((path.name, path) for path in folder.iterdir() if path.is_dir())
     if found is None or len(found[0]) > 1 or len(found[1]) > 1:
         return None
     return open_folder(found[0][0], clips), open_folder(found[1][0], clips)
@@ -97,13 +97,13 @@ def _folders(folder: Path, clips: dict[str, int] | None) -> tuple[Source, Source
 
 def _shards(folder: Path) -> tuple[Source, Source] | None:
     for place in (folder, folder / "data"):
-        found = _by_split((path.stem, path) for path in place.glob("*.parquet"))
+        found = by_split((path.stem, path) for path in place.glob("*.parquet"))
         if found is not None:
             return Parquet(found[0], f"{place} (train split)"), Parquet(found[1], f"{place} (test split)")
     return None
 
 
-def _by_split(named: Iterable[tuple[str, Path]]) -> tuple[list[Path], list[Path]] | None:
+def by_split(named: Iterable[tuple[str, Path]]) -> tuple[list[Path], list[Path]] | None:
     """Paths of the training split and of the first held-out one, or None when one of the two is missing."""
     groups: dict[str, list[Path]] = {}
     for name, path in named:

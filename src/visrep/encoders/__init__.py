@@ -12,6 +12,7 @@ from visrep.encoders.saved import save_encoder
 from visrep.encoders.tost import ToST
 from visrep.encoders.video import VideoViT
 from visrep.encoders.vit import ViT, ViTLike
+from visrep.encoders.wrapped import Wrapped
 
 __all__ = [
     "CRATE",
@@ -26,6 +27,7 @@ __all__ = [
     "ViT",
     "ViTLike",
     "VideoViT",
+    "Wrapped",
     "applied_to",
     "load_encoder",
     "save_encoder",

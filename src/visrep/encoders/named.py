@@ -9,8 +9,9 @@ from visrep.encoders.crate_alpha import CRATEAlpha
 from visrep.encoders.resnet import ResNet
 from visrep.encoders.tost import ToST
 from visrep.encoders.vit import ViT, ViTLike
+from visrep.encoders.wrapped import Wrapped
 
-EncoderConfig = ViTLike | ResNet | ConvNet
+EncoderConfig = ViTLike | ResNet | ConvNet | Wrapped
 
 NAMED: dict[str, EncoderConfig] = {
     "vit_tiny": ViT(width=192, heads=3),

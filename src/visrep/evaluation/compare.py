@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import Evaluation, evaluate
 from visrep.evaluation.label_free import label_free_scores, sample, trust
 from visrep.evaluation.protocols import place
-from visrep.evaluation.results import Judged, Result
+from visrep.evaluation.results import Judged, Result, goodness
 from visrep.evaluation.standings import Comparison, Entry
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
@@ -90,7 +91,9 @@ def leaderboard(
 
     def value(entry: Entry) -> float:
         result = entry.headline(ordered[0])
-        return result.value if result else -1.0  # raw pixels have no patch tokens
+        return (
+            goodness(result.metric, result.value) if result else -math.inf
+        )  # raw pixels have no patch tokens
 
     one = next(iter(evaluations.values()))
     # which encoders a caution is about is said behind it, in brackets

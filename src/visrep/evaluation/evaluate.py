@@ -9,15 +9,26 @@ from typing import Any, Literal
 import torch
 
 from visrep.data.canvas import canvas_size
+from visrep.data.dense import DenseSource
 from visrep.data.source import Source, Subset
 from visrep.data.split import stratified_split
 from visrep.encoders import applied_to
+from visrep.evaluation.dense.judging import judge_dense
+from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.fingerprint import fingerprint
 from visrep.evaluation.labels import check_classes, first_of_each_class, labels_of, numbered_as
 from visrep.evaluation.poolings import LAST_4, check_poolings, last_layers
-from visrep.evaluation.protocols import ON_LAYERS, ON_TOKENS, check_protocols, reads_vectors, without_all
+from visrep.evaluation.protocols import (
+    ALL,
+    ON_LAYERS,
+    ON_TOKENS,
+    check_protocols,
+    reads_vectors,
+    without_all,
+)
 from visrep.evaluation.results import Result
+from visrep.evaluation.robustness.registry import EVERY_LAYER
 from visrep.evaluation.sitting import Asked, Sitting
 from visrep.method import Encoder
 
@@ -58,6 +69,7 @@ def evaluate(
     baselines: bool = True,
     limit: int = 0,
     test_limit: int = 0,
+    size: int = 0,
     keep: Path | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -72,15 +84,66 @@ def evaluate(
     in those that read one vector an image. An encoder of images sees clips frame by frame (see `FrameAverage`).
     Features are kept in the folder ``keep`` and read from there the next time (see `FeatureStore`).
     ``seed`` draws splits, twin, probes and resamples.
-    Raises ValueError for an unknown protocol, labels that cannot be used, or features that are not finite.
+
+    Dense protocols want images with masks or depth, a `DenseSource`, and need no labels. They see whole images as
+    squares of ``size`` pixels, 0 for twice the encoder's own size where it takes that; their raw pixels are the
+    colours and the place of each patch.
+
+    Raises ValueError for an unknown protocol, labels or masks that cannot be used, or features that are not finite.
     """
-    protocols, lenient = without_all(protocols)
-    check_protocols(protocols)
+    images, dense = by_kind(protocols, train)
+    check_protocols((*images, *dense))
     check_poolings(poolings)
-    device = torch.device(device)
+    how: dict[str, Any] = {
+        "lenient": ALL in protocols,
+        "layers": layers,
+        "baselines": baselines,
+        "limits": (limit, test_limit),
+        "keep": keep,
+        "device": torch.device(device),
+        "seed": seed,
+        "progress": progress,
+    }
+    labelled = _by_labels(encoder, train, test, images, poolings, **how) if images else None
+    if not dense:
+        assert labelled is not None  # `check_protocols` wants one
+        return labelled
+    masked = _by_masks(encoder, _dense(train), None if test is None else _dense(test), dense, size, **how)
+    return masked if labelled is None else _beside(labelled, masked)
+
+
+def by_kind(protocols: tuple[str, ...], train: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that judge by labels of images and those that judge by masks; "all" replaced by what it stands for here.
+
+    That is every dense protocol on images with masks, and the others where images have labels.
+    """
+    named = tuple(name for name in protocols if name not in DENSE)
+    asked = tuple(name for name in protocols if name in DENSE)
+    if ALL not in protocols or not isinstance(train, DenseSource):
+        return without_all(named)[0], asked
+    others = tuple(name for name in named if name != ALL)
+    return without_all(named)[0] if train.labels is not None else others, (*DENSE,)
+
+
+def _by_labels(
+    encoder: Encoder,
+    train: Source,
+    test: Source | None,
+    protocols: tuple[str, ...],
+    poolings: tuple[str, ...],
+    *,
+    lenient: bool,
+    layers: tuple[int, ...] | Literal["all"],
+    baselines: bool,
+    limits: tuple[int, int],
+    keep: Path | None,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+) -> Evaluation:
     fifth = "a fifth of each class" if train.groups is None else "a fifth of each class's videos"
     origin = f"{train.name}: {fifth}, seed {seed}" if test is None else test.name
-    train, test = _split(train, test, limit, test_limit, seed)
+    train, test = _split(train, test, *limits, seed)
     size = canvas_size(train, encoder.preprocessing.size)
     sides = Side(train, size, progress), Side(test, size, progress)
     encoder = applied_to(encoder, train.frames)
@@ -92,13 +155,55 @@ def evaluate(
         if any(reads_vectors(name) for name in protocols):
             sitting.judge_pixels()
     split = f"fitted on {counts[0]} images of {train.name}, judged on {counts[1]} of {origin}"
-    warnings = sitting.warnings()
-    if counts[1] < FEW:
-        warnings.append(
-            f"only {counts[1]} test images: intervals are wide. Use {FEW} or more to see small differences."
-        )
+    warnings = [*sitting.warnings(), *_few(counts[1])]
     mark = fingerprint(encoder, train, test, sitting.results, seed=seed)
     return Evaluation(sitting.results, split, mark, warnings, list(dict.fromkeys(sitting.store.notes)))
+
+
+def _by_masks(
+    encoder: Encoder,
+    train: DenseSource,
+    test: DenseSource | None,
+    protocols: tuple[str, ...],
+    size: int,
+    *,
+    seed: int,
+    **how: Any,
+) -> Evaluation:
+    found = judge_dense(encoder, train, test, protocols, size=size, share=TEST_SHARE, seed=seed, **how)
+    fitted, judged = found.roles.fitted.source, found.roles.judged.source
+    mark = fingerprint(encoder, fitted, judged, found.results, seed=seed)
+    warnings = [*found.warnings, *_few(min(result.n_test for result in found.results))]
+    return Evaluation(found.results, found.split, mark, warnings, found.notes)
+
+
+def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
+    """One sheet of both, of the same images."""
+    mark = labelled.fingerprint
+    protocols = sorted({*mark["protocols"], *masked.fingerprint["protocols"]})
+    return Evaluation(
+        [*labelled.results, *masked.results],
+        f"{labelled.split}; {masked.split}",
+        {**mark, "protocols": protocols},
+        list(dict.fromkeys([*labelled.warnings, *masked.warnings])),
+        list(dict.fromkeys([*labelled.notes, *masked.notes])),
+    )
+
+
+def _dense(source: Source) -> DenseSource:
+    """Raises ValueError for images without masks."""
+    if not isinstance(source, DenseSource):
+        raise ValueError(
+            f"dense protocols judge by masks or depth, and {source.name} has none. Give a folder with images/ and "
+            "masks/, or 'playground', or a DenseSource."
+        )
+    return source
+
+
+def _few(n: int) -> list[str]:
+    """A warning, where there is reason for one."""
+    said = f"only {n} test images: intervals are wide. Use {FEW} or more to see small differences."
+    return [said] if n < FEW else []
 
 
 def _asked(
@@ -119,6 +224,8 @@ def _asked(
     small = 8 * encoder.width * torch.float32.itemsize * n <= SMALL
     if LAST_4 in poolings or any(name in ON_LAYERS for name in protocols) or (generous and small):
         extracted |= {*last_layers(depth)}
+    if any(name in EVERY_LAYER for name in protocols):
+        extracted |= {*range(1, depth + 1)}
     tokens = any(name in ON_TOKENS for name in protocols)
     return Asked(depth, wanted, poolings, tuple(sorted(extracted)), tokens)
 

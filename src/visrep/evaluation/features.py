@@ -169,8 +169,13 @@ def centred(
     preprocessing: Preprocessing,
     batch: int,
     device: torch.device | str = "cpu",
+    *,
+    whole: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Pixels "b 3 h w" on ``device`` as encoders want them, labels, index; without unreadable images."""
+    """Pixels "b 3 h w" on ``device`` as encoders want them, labels, index; without unreadable images.
+
+    ``whole``: all of each image, squashed to a square, and not its central square alone.
+    """
     batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
     workers = default_workers() if len(batches) > 1 else 0  # for one batch, starting processes costs more
     for asked, found in zip(batches, canvases.stream(batches, rows=batch, workers=workers), strict=True):
@@ -179,7 +184,8 @@ def centred(
         if not readable.any():
             continue
         labels = None if found.labels is None else found.labels[readable]
-        kept = Canvases(found.pixels[readable], found.sizes[readable], found.index[readable], labels)
+        sizes = torch.full_like(found.sizes, canvases.size) if whole else found.sizes
+        kept = Canvases(found.pixels[readable], sizes[readable], found.index[readable], labels)
         yield center(kept.to(torch.device(device)), preprocessing), labels, kept.index
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visrep.data.dense import DenseSource
 from visrep.data.source import Source
 from visrep.evaluation.results import Result
 from visrep.method import Encoder
@@ -19,7 +20,7 @@ from visrep.method import Encoder
 def fingerprint(
     encoder: Encoder, train: Source, test: Source, results: list[Result], *, seed: int
 ) -> dict[str, Any]:
-    """JSON values. Data and encoder carry a hash: of names and labels, and of all weights."""
+    """JSON values. Data and encoder carry a hash: of names, labels and masks, and of all weights."""
     return {
         "train": _of_source(train),
         "test": _of_source(test),
@@ -43,7 +44,9 @@ def digest_of(encoder: Encoder) -> str:
 
 def _of_source(source: Source) -> dict[str, Any]:
     labels = np.zeros(0, dtype=np.int64) if source.labels is None else source.labels
-    keys = (source.key(index).encode(errors="surrogateescape") + b"\0" for index in range(len(source)))
+    keys = [source.key(index).encode(errors="surrogateescape") + b"\0" for index in range(len(source))]
+    if isinstance(source, DenseSource):
+        keys += map(source.mark, range(len(source)))
     return {
         "name": source.name,
         "images": len(source),

@@ -10,6 +10,7 @@ from visrep.evaluation.attentive import attentive
 from visrep.evaluation.attentive_efficient import attentive_efficient
 from visrep.evaluation.attentive_vjepa import attentive_vjepa
 from visrep.evaluation.clustering import clustering
+from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.episodes import episodes
 from visrep.evaluation.features import Parts
 from visrep.evaluation.fewlabels import fewlabels
@@ -21,6 +22,7 @@ from visrep.evaluation.linear_dinov2 import linear_dinov2, linear_dinov2_as_publ
 from visrep.evaluation.linear_mae import linear_mae
 from visrep.evaluation.results import Measure, Prediction
 from visrep.evaluation.retrieval import retrieval, retrieval_within
+from visrep.evaluation.robustness.registry import ROBUST
 
 
 class Probe(Protocol):
@@ -80,22 +82,25 @@ ALL = "all"
 ORDER = (
     "linear", "linear-dinov2", "linear-dino", "linear-mae", "attentive", "attentive-vjepa", "attentive-efficient",
     "knn", "fewlabels", "knn-loo", "episodes", "retrieval", "retrieval-within", "clustering", COPIES,
-    "linear-dinov2@paper", *RECIPES,
+    *ROBUST, *DENSE, "linear-dinov2@paper", *RECIPES,
 )  # fmt: skip
 """the first of these that was asked for puts a leaderboard in order"""
 
 
 def without_all(names: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
-    """``names`` with "all" replaced by what it stands for, and whether what does not apply is to be left out."""
+    """``names`` with "all" replaced by what it stands for, and whether what does not apply is to be left out.
+
+    Dense protocols are another matter: see `visrep.evaluation.evaluate.by_kind`.
+    """
     if ALL not in names:
         return names, False
-    every = [name for name in ORDER if name not in RECIPES and "@" not in name]
+    every = [name for name in ORDER if name not in RECIPES and name not in DENSE and "@" not in name]
     return tuple(dict.fromkeys([*every, *(name for name in names if name != ALL)])), True
 
 
 def check_protocols(names: tuple[str, ...]) -> None:
     """Raises ValueError, with the protocols there are, when one does not exist or none is asked for."""
-    available = ", ".join([*ON_VECTORS, *ON_LAYERS, *ON_TOKENS, *MEASURED, COPIES, *RECIPES])
+    available = ", ".join([*ON_VECTORS, *ON_LAYERS, *ON_TOKENS, *MEASURED, COPIES, *ROBUST, *DENSE, *RECIPES])
     if not names:
         raise ValueError(f"no protocol was asked for. Use some of: {available}.")
     for name in names:
@@ -117,7 +122,7 @@ def tunes(name: str) -> bool:
 
 def needs_images(name: str) -> bool:
     """Whether features of the images as they are do not suffice."""
-    return tunes(name) or name == COPIES
+    return tunes(name) or name == COPIES or name in ROBUST
 
 
 def reads_vectors(name: str) -> bool:

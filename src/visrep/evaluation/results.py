@@ -14,6 +14,8 @@ from torch import Tensor
 Judged = Literal["trained", "untrained", "pixels"]
 Setting = str | int | float | bool
 TOP_1 = "top-1"
+ERRORS = frozenset({"RMSE", "abs. rel. error"})
+"""metrics of which less is better"""
 VARIES = {"k": 20, "n": 10}
 """settings in which the results of one protocol differ, with the value that stands for the protocol"""
 
@@ -54,12 +56,14 @@ class Measure:
     n_train: int = 0
     """training images used"""
     n_test: int = 0
+    details: dict[str, float] = field(default_factory=dict)
+    """numbers that this one is made of, such as those of single classes, in percent"""
 
     def result(self, encoder: Judged, layer: int, pooling: str) -> Result:
         """In percent."""
         return Result(
             self.protocol, encoder, layer, pooling, self.metric, 100 * self.value, 100 * self.low, 100 * self.high,
-            self.n_train, self.n_test, self.settings,
+            self.n_train, self.n_test, self.settings, self.details,
         )  # fmt: skip
 
 
@@ -81,6 +85,19 @@ class Result:
     n_train: int
     n_test: int
     settings: dict[str, Setting] = field(default_factory=dict)
+    details: dict[str, float] = field(default_factory=dict)
+    """numbers that ``value`` is made of, such as those of single classes, in percent"""
+
+
+def goodness(metric: str, value: float) -> float:
+    """Greater is better: the value, or its negative where it is an error."""
+    return -value if metric in ERRORS else value
+
+
+def clearly_ahead(metric: str, one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether an interval lies on the better side of another one."""
+    worst = min(goodness(metric, end) for end in one)
+    return worst > max(goodness(metric, end) for end in other)
 
 
 def variant(settings: Mapping[str, Any]) -> tuple[str, int] | None:

@@ -21,6 +21,8 @@ from visrep.evaluation.labels import check_classes
 from visrep.evaluation.poolings import assemble
 from visrep.evaluation.protocols import needs_images
 from visrep.evaluation.results import Judged, Result
+from visrep.evaluation.robustness.base import Subjects
+from visrep.evaluation.robustness.registry import judge_robust
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
 
@@ -144,6 +146,8 @@ class Sitting:
         vectors = test.vectors
         copies = judge_copies(who, network(), judged, vectors, self.protocols, lenient=self.lenient, **how)
         self._add(who, *copies)
+        subjects = Subjects(network(), train, fitted, test, judged, **how)
+        self._add(who, *judge_robust(who, subjects, self.protocols, lenient=self.lenient))
 
     def _add(self, who: str, results: list[Result], cautions: list[str]) -> None:
         self.results.extend(results)

@@ -7,7 +7,7 @@ from typing import Any
 
 from visrep.analysis.measures.registry import measure
 from visrep.evaluation.effort import Effort
-from visrep.evaluation.results import Judged, Result, from_headline
+from visrep.evaluation.results import Judged, Result, clearly_ahead, from_headline, goodness
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,18 @@ class Comparison:
     def level(self, protocol: str) -> list[str]:
         """Names of entries whose interval overlaps that of the best encoder in this protocol, without its own."""
         ranked = [(entry.name, entry.headline(protocol)) for entry in self.ranked]
-        best, leader = max(((n, r) for n, r in ranked if r), key=lambda pair: pair[1].value)
+        found = [(name, result) for name, result in ranked if result]
+        best, leader = max(found, key=lambda pair: goodness(pair[1].metric, pair[1].value))
         others = ((entry.name, entry.headline(protocol)) for entry in self.entries if entry.name != best)
-        return [name for name, result in others if result and result.ci_high >= leader.ci_low]
+        return [name for name, result in others if result and not _ahead(leader, result)]
 
     def beaten(self, entry: Entry) -> bool:
-        """Whether its interval in the deciding protocol lies above those of its untrained twin and raw pixels."""
+        """Whether its interval in the deciding protocol is better than those of its untrained twin and raw pixels."""
         mine = entry.headline(self.protocols[0]) if self.protocols else None
         if mine is None:
             return False
         baselines = [other.headline(self.protocols[0]) for other in self.entries if entry.name in other.of]
-        return all(mine.ci_low > result.ci_high for result in baselines if result)
+        return all(_ahead(mine, result) for result in baselines if result)
 
     def summary(self) -> str:
         """The result in one sentence."""
@@ -95,3 +96,8 @@ class Comparison:
         """JSON values, as comparison.json holds them."""
         level = {protocol: self.level(protocol) for protocol in self.protocols}
         return {**asdict(self), "summary": self.summary(), "not_clearly_behind": level}
+
+
+def _ahead(one: Result, other: Result) -> bool:
+    """Whether the intervals do not overlap and this one is the better."""
+    return clearly_ahead(one.metric, (one.ci_low, one.ci_high), (other.ci_low, other.ci_high))

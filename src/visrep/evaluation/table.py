@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visrep.evaluation.evaluate import Evaluation
-from visrep.evaluation.results import TOP_1, Judged, Result, heading, variant
+from visrep.evaluation.results import TOP_1, Judged, Result, clearly_ahead, goodness, heading, variant
 
 COLUMNS: tuple[Judged, ...] = ("trained", "untrained", "pixels")
 
@@ -22,7 +22,7 @@ def render(evaluation: Evaluation) -> Group:
     """A row a protocol, layer with pooling; a column an encoder; below, what was judged, and cautions.
 
     Pixels have no layers: their numbers stand in the last layer's rows. A trained value is green when its
-    interval lies above those of all baselines in its row, and red when a baseline's value is higher.
+    interval lies on the better side of those of all baselines in its row, and red when a baseline's value is better.
     """
     shown = [name for name in COLUMNS if any(result.encoder == name for result in evaluation.results)]
     table = Table(title=heading(evaluation.results), title_justify="left", box=box.SIMPLE_HEAD)
@@ -66,8 +66,9 @@ def _cell(result: Result, row: dict[Judged, Result]) -> Text:
     text = Text(f"{result.value:.1f} ({result.ci_low:.1f}-{result.ci_high:.1f})")
     baselines = [other for name, other in row.items() if name != "trained"]
     if result.encoder == "trained" and baselines:
-        if all(result.ci_low > other.ci_high for other in baselines):
+        metric, ends = result.metric, (result.ci_low, result.ci_high)
+        if all(clearly_ahead(metric, ends, (other.ci_low, other.ci_high)) for other in baselines):
             text.stylize("bold green")
-        elif any(result.value < other.value for other in baselines):
+        elif any(goodness(metric, result.value) < goodness(metric, other.value) for other in baselines):
             text.stylize("bold red")
     return text

@@ -144,7 +144,7 @@ def _trained(facts: Facts) -> str:
         ["method", f"{about['method']}: {_idea(about['method'])}"],
         ["images", anonymous(run["data"]) + (f", the first {run['limit']}" if run["limit"] else "")],
         ["length", f"{run['epochs']:g} epochs, {run['batch']} images a step, seed {run['seed']}"],
-        ["began from", anonymous(run.get("start_from", "")) or "random weights"],
+        ["began from", anonymous(run.get("init", "") or run.get("start_from", "")) or "random weights"],
         ["status", f"{about['status']} {about['message']}".strip()],
         [
             "on",

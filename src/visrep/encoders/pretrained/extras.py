@@ -14,6 +14,9 @@ PACKAGES = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "imagecorruptions": "corruptions",
+    "mteb": "mteb",
+    "datasets": "mteb",
 }
 """the extra that installs each"""
 OPERATORS = (

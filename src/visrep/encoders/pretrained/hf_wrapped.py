@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from visrep.encoders.checks import check_images, check_layers, check_whole
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.hf_families import family
+from visrep.encoders.wrapped import Wrapped
 from visrep.method import Encoder, Preprocessing, Tokens
 
 
 @dataclass(frozen=True)
-class HfModel:
+class HfModel(Wrapped):
     """A vision model of `transformers`."""
 
     description: str

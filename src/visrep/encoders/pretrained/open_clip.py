@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from visrep.encoders.checks import check_images, check_layers, check_whole
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
+from visrep.encoders.wrapped import Wrapped
 from visrep.method import Encoder, Preprocessing, Tokens
 
 
 @dataclass(frozen=True)
-class OpenClipModel:
+class OpenClipModel(Wrapped):
     """An image tower of open_clip, by the name of the whole model there."""
 
     name: str

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from visrep.encoders import saved
-from visrep.encoders.pretrained import hf, open_clip, timm
+from visrep.encoders.pretrained import hf, open_clip, packages, timm
 from visrep.encoders.pretrained.official import load_checkpoint
 from visrep.encoders.pretrained.onnx import is_onnx, load_onnx
 from visrep.method import Encoder
@@ -15,15 +15,16 @@ SOURCES: dict[str, Callable[[str], Encoder]] = {
     "timm": timm.load,
     "hf": hf.load,
     "open_clip": open_clip.load,
+    "pip": packages.load,
 }
 
 
 def load_encoder(name: str | Path) -> Encoder:
     """An encoder on the CPU, in evaluation mode, with what it expects of images in ``preprocessing``.
 
-    ``name`` is a run folder, an official checkpoint file (see `load_checkpoint`), ``timm:NAME``, ``hf:NAME_OR_FOLDER``
-    or ``open_clip:NAME@TAG``. After ``timm:NAME`` or ``open_clip:NAME``, ``@FILE`` takes the weights from a file.
-    ``FILE.onnx`` and ``FILE.onnx@OUTPUT`` can be judged and used, not trained.
+    ``name`` is a run folder, an official checkpoint file (see `load_checkpoint`), ``timm:NAME``, ``hf:NAME_OR_FOLDER``,
+    ``open_clip:NAME@TAG`` or ``pip:NAME``, an installed package. After ``timm:NAME`` or ``open_clip:NAME``, ``@FILE``
+    takes the weights from a file. ``FILE.onnx`` and ``FILE.onnx@OUTPUT`` can be judged and used, not trained.
 
     Raises FileNotFoundError, ImportError without the extra, ConnectionError when nothing can be downloaded, and
     ValueError for weights that do not fit.

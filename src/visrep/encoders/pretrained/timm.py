@@ -15,6 +15,7 @@ from visrep.encoders.pretrained.convert_resnet import to_resnet
 from visrep.encoders.pretrained.convert_vit import Untold, Weights, to_vit
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
+from visrep.encoders.wrapped import Wrapped
 from visrep.method import Encoder, Preprocessing
 
 RANDOM = "random"
@@ -22,7 +23,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class TimmModel:
+class TimmModel(Wrapped):
     """A model of timm, by its name there."""
 
     name: str

@@ -10,7 +10,8 @@ Verified against: the official encoder, predictor, targets and loss, with gradie
 of its masks, in distribution.
 Deviations: blocks may reach the last row and column, which the official sampler never does; contexts are cut to one
 length at random, not at the bottom; settings that may leave nearly no context are an error instead of drawn again; the
-patch embedding starts as torch's linear layers do, about as loud as the positions.
+patch embedding starts as torch's linear layers do, about as loud as the positions. small32 predicts the mean of four
+layers, as in data2vec, and starts its linear layers as MAE does.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visrep.config import Optim, Run
-from visrep.distributed import gather
 from visrep.encoders import ViT, ViTLike
 from visrep.encoders.patches import patch_grid, take
 from visrep.functional import displayed, feature_std, widen
-from visrep.masking import block_size, exact_mask, outside, place_blocks
+from visrep.masking import block_size, cut_to_fewest, outside, place_blocks
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.blend import blended
 from visrep.nn.positions import sincos_2d
@@ -46,8 +46,7 @@ CROP = View(scale=(0.3, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0, interpol
 class Config:
     encoder: ViTLike = ViT(width=768, heads=12, position="sincos", cls=False)
     views: OneView = OneView(CROP)
-    n_targets: int = 4
-    """blocks to predict, each on its own"""
+    n_targets: int = 4  # blocks, each predicted on its own
     target_scale: tuple[float, float] = (0.15, 0.2)
     """share of the image in a block; blocks too small ask for texture only, too large leave little context"""
     target_aspect: tuple[float, float] = (0.75, 1.5)  # height / width
@@ -140,8 +139,7 @@ class IJEPA(Method):
         blocks = place_blocks(at.rand(b, self.cfg.n_targets, 2), target_size, self.grid)
         square = place_blocks(at.rand(b, 1, 2), context_size, self.grid)[:, 0]
         free = outside(square, blocks, len(self.position))
-        least = gather(free.sum(1)).min()  # one length for all images, on all ranks
-        seen = exact_mask(at.rand(*free.shape), least.expand(b).float(), free)
+        seen = cut_to_fewest(at.rand(*free.shape), free)  # one length for all images
         return seen.nonzero()[:, 1].unflatten(0, (b, -1)), blocks
 
     def _sizes(self, u_target: float, u_context: float) -> tuple[tuple[int, int], tuple[int, int]]:

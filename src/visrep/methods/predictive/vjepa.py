@@ -26,16 +26,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visrep.config import Optim, Run
-from visrep.distributed import gather
 from visrep.encoders import VideoViT
 from visrep.encoders.patches import take
 from visrep.encoders.video import clip_grid
 from visrep.functional import displayed, feature_std, widen
-from visrep.masking import block_size, exact_mask, place_blocks, through_time
+from visrep.masking import block_size, cut_to_fewest, place_blocks, through_time
 from visrep.method import At, Batch, Encoder, Losses, Method
+from visrep.nn.blend import blended
 from visrep.nn.positions_video import rotary_3d
 from visrep.nn.predictor import Predictor
 from visrep.nn.teacher import Teacher
+from visrep.nn.transformer import xavier
 from visrep.schedules import Constant, Cosine, Ramp, Schedule, Warmup
 from visrep.views import OneView, View
 
@@ -51,14 +52,17 @@ class Config:
     """blocks of each kind of mask; each kind costs a pass of the student over what it leaves"""
     block_scale: tuple[float, ...] = (0.15, 0.7)
     """share of the places in one block of each kind; take less of 0.7 on grids below 14 x 14"""
-    block_aspect: tuple[float, float] = (0.75, 1.5)
-    """height / width of a block"""
+    block_aspect: tuple[float, float] = (0.75, 1.5)  # height / width
     least_seen: float = 0.02
     """share of the places that is seen even where blocks leave less; all clips of a step see equally many"""
     predictor_width: int = 384
     """narrower than the encoder, or it does the encoder's work"""
     predictor_depth: int = 12
     predictor_heads: int = 12
+    target_layers: int = 1
+    """last layers of the teacher to predict; more than one as in data2vec (see `blended`)"""
+    loud: bool = False
+    """start linear layers as MAE does, not at a deviation of .02, which is too quiet for networks a hundred wide"""
     teacher_decay: Schedule = Constant(0.99925)
     """begin at 0.98 to 0.99 in runs of few steps, and let it rise to 1"""
 
@@ -77,7 +81,6 @@ class VJEPA(Method):
         self.grid = clip_grid(cfg.views.frames, cfg.views.size, cfg.views.size, e.tubelet, e.patch)
         self._check()
         self.backbone = e.build()
-        self.teacher = Teacher(self.backbone)
         self.predictor = Predictor(
             e.width,
             width=cfg.predictor_width,
@@ -85,6 +88,9 @@ class VJEPA(Method):
             heads=cfg.predictor_heads,
             kinds=len(cfg.n_blocks),
         )
+        if cfg.loud:
+            self.apply(xavier)
+        self.teacher = Teacher(self.backbone)
 
     def _check(self) -> None:
         n_blocks, scales = self.cfg.n_blocks, self.cfg.block_scale
@@ -105,7 +111,9 @@ class VJEPA(Method):
 
     def loss(self, batch: Batch, at: At) -> Losses:
         clips = batch.crops[0][0]
-        h = widen(self.teacher(clips).patches)  # b n d: one pass for all kinds of masks
+        h = blended(
+            self.teacher.module, clips, self.cfg.target_layers
+        )  # b n d: one pass for all kinds of masks
         errors, unexplained, seen = [], [], []
         for kind in range(len(self.cfg.n_blocks)):
             keep, asked = self._mask(kind, len(clips), at)
@@ -136,7 +144,7 @@ class VJEPA(Method):
         """Columns: the middle frame; for each kind, what is seen of it and how like its target each prediction is."""
         clips = batch.crops[0][0]
         b, t = clips.shape[:2]
-        h = widen(self.teacher(clips).patches)
+        h = blended(self.teacher.module, clips, self.cfg.target_layers)
         view = self.cfg.views.view
         frame = displayed(clips[:, t // 2], view.mean, view.std)
         columns = [frame]
@@ -178,15 +186,10 @@ class VJEPA(Method):
         blocks = place_blocks(at.rand(b, self.cfg.n_blocks[kind], 2), size, (rows, columns))
         noise = at.rand(b, n)
         hidden = torch.zeros_like(noise, dtype=torch.bool).scatter(1, blocks.flatten(1), True)
-        seen = self._cut(noise, ~hidden, least=max(1, round(self.cfg.least_seen * n)))
-        asked = self._cut(noise, hidden & ~seen, least=1)
+        seen = cut_to_fewest(noise, ~hidden, least=max(1, round(self.cfg.least_seen * n)))
+        asked = cut_to_fewest(noise, hidden & ~seen, least=1)
         keep, places = (mask.nonzero()[:, 1].unflatten(0, (b, -1)) for mask in (seen, asked))
         return through_time(keep, n, times), through_time(places, n, times)
-
-    def _cut(self, noise: Tensor, mask: Tensor, least: int) -> Tensor:
-        """As many places of each mask as that of all clips, on all ranks, which has fewest; never below ``least``."""
-        count = gather(mask.sum(1)).min().clamp(min=least)
-        return exact_mask(noise, count.expand(len(mask)).float(), mask)
 
 
 def tiny() -> Run[Config]:

@@ -1,0 +1,140 @@
+"""What a dense protocol is given: patch tokens and answers of images, the network, and where to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
+
+from visrep.data.canvas import CanvasSet
+from visrep.data.dense import DenseSource
+from visrep.evaluation.dense.patches import BATCH, Patches
+from visrep.evaluation.features import centred
+from visrep.evaluation.results import Inapplicable
+from visrep.method import Encoder
+
+
+@dataclass
+class Key:
+    """The answers of all images of a source, squashed to canvases of one size and read when first asked for."""
+
+    source: DenseSource
+    size: int
+
+    @cached_property
+    def _read(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        shape = (self.size, self.size)
+        found = [self.source.answers(index, shape).all for index in range(len(self.source))]
+        kinds = (np.uint8, np.int64, np.float32)
+        return tuple(  # pyright: ignore[reportReturnType] - three kinds of answers, three tensors
+            None if rows[0] is None else torch.from_numpy(np.stack(rows).astype(kind))
+            for rows, kind in zip(zip(*found, strict=True), kinds, strict=True)
+        )
+
+    @property
+    def classes(self) -> UInt8[Tensor, "n s s"]:
+        """Numbers of classes, 255 where nobody is asked."""
+        return self._known(self._read[0], "masks of classes")
+
+    @property
+    def instances(self) -> Int64[Tensor, "n s s"]:
+        """Numbers of objects, 0 where there is none."""
+        return self._known(self._read[1], "masks of objects")
+
+    @property
+    def depth(self) -> Float32[Tensor, "n s s"]:
+        """Positive, greater is further away."""
+        return self._known(self._read[2], "depth")
+
+    def _known(self, answers: Tensor | None, what: str) -> Tensor:
+        if answers is None:
+            raise Inapplicable(f"{self.source.name} has no {what}.")
+        return answers
+
+
+@dataclass(frozen=True)
+class DenseSide:
+    """Images to fit on, or to judge: row i of everything is the same image."""
+
+    key: Key
+    canvases: CanvasSet
+    patches: Patches
+    """of one layer; of raw pixels where there is no network"""
+
+    def __len__(self) -> int:
+        return len(self.patches.index)
+
+    @property
+    def source(self) -> DenseSource:
+        return self.key.source
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of classes."""
+        return self.source.names
+
+    @property
+    def size(self) -> int:
+        """Of answers in pixels: squares."""
+        return self.key.size
+
+    @property
+    def index(self) -> Int64[Tensor, " n"]:
+        """Position of each image in the source."""
+        return self.patches.index
+
+    @property
+    def tokens(self) -> Float[Tensor, "n h w d"]:
+        return self.patches.tokens
+
+    @property
+    def classes(self) -> UInt8[Tensor, "n s s"]:
+        return self.key.classes[self.index]
+
+    @property
+    def instances(self) -> Int64[Tensor, "n s s"]:
+        return self.key.instances[self.index]
+
+    @property
+    def depth(self) -> Float32[Tensor, "n s s"]:
+        return self.key.depth[self.index]
+
+    @property
+    def groups(self) -> Int64[np.ndarray, " n"]:
+        """The video of each frame, in order; without videos each image is a group of its own."""
+        groups = self.source.groups
+        return self.index.numpy() if groups is None else groups[self.index.numpy()]
+
+    def at(self, rows: Int64[Tensor, " m"]) -> DenseSide:
+        """Some of the images."""
+        return replace(self, patches=Patches(self.patches.tokens[rows], self.index[rows]))
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One encoder before one dense protocol."""
+
+    train: DenseSide
+    """without images for a protocol that fits nothing"""
+    test: DenseSide
+    network: Encoder | None
+    """in evaluation mode, on ``device``; None for a protocol that reads tokens"""
+    layer: int
+    """of the tokens; 0 for pixels"""
+    image: int
+    """side in pixels of the squares that the network sees"""
+    device: torch.device
+    seed: int
+    progress: bool = False
+
+    def pixels(self, side: DenseSide, batch: int = BATCH) -> Iterator[Float[Tensor, "b 3 y x"]]:
+        """The images of a side in order, as the network wants them, on the device: for those that read the network."""
+        assert self.network is not None
+        how = replace(self.network.preprocessing, size=self.image, ratio=1.0)
+        for pixels, _, _ in centred(side.canvases, side.index.numpy(), how, batch, self.device, whole=True):
+            yield pixels

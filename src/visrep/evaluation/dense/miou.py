@@ -1,0 +1,93 @@
+"""Mean intersection over union of a whole set of images, from one confusion matrix, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Integer
+from torch import Tensor
+
+from visrep.data.dense import IGNORE
+from visrep.evaluation.results import Measure, Setting
+
+MIOU = "mIoU"
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels by image and class: all that IoU needs of the confusion matrix of each image."""
+
+    right: Int64[Tensor, "n k"]
+    predicted: Int64[Tensor, "n k"]
+    true: Int64[Tensor, "n k"]
+
+    @staticmethod
+    def of(predicted: Integer[Tensor, "n h w"], true: Integer[Tensor, "n h w"], k: int) -> Counts:
+        """Pixels marked `IGNORE` count nowhere."""
+        asked = true != IGNORE
+        return Counts(*(
+            _histogram(classes, seen, k)
+            for classes, seen in ((true, asked & (predicted == true)), (predicted, asked), (true, asked))
+        ))  # fmt: skip
+
+    @staticmethod
+    def joined(parts: list[Counts]) -> Counts:
+        return Counts(*(
+            torch.cat(rows) for rows in zip(*((x.right, x.predicted, x.true) for x in parts), strict=True)
+        ))  # fmt: skip
+
+    def iou(self) -> Float[Tensor, " k"]:
+        """Of each class over all images; NaN for a class that nowhere is and nowhere was predicted."""
+        return _iou(self.right.sum(0), self.predicted.sum(0), self.true.sum(0))
+
+    def interval(self, *, seed: int, level: float = 0.95) -> tuple[float, float]:
+        """Percentile bootstrap interval of the mean IoU over resamples of images."""
+        rng = np.random.default_rng(seed)
+        n = len(self.true)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)  # how often each image is drawn
+        weights = torch.from_numpy(drawn).double()
+        sums = (weights @ counts.double() for counts in (self.right, self.predicted, self.true))
+        low, high = np.quantile(_iou(*sums).nanmean(-1).numpy(), [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def measure(
+        self,
+        protocol: str,
+        settings: Mapping[str, Setting],
+        names: tuple[str, ...],
+        *,
+        n_train: int,
+        seed: int,
+    ) -> Measure:
+        """Mean over classes that are in the answers or the predictions, with each class's IoU as details."""
+        iou = self.iou()
+        present = (~iou.isnan()).nonzero().flatten().tolist()
+        low, high = self.interval(seed=seed)
+        accuracy = float(self.right.sum() / self.true.sum())
+        return Measure(
+            protocol,
+            MIOU,
+            float(iou.nanmean()),
+            low,
+            high,
+            {**settings, "classes": len(present), "pixel_accuracy": round(100 * accuracy, 2)},
+            n_train=n_train,
+            n_test=len(self.true),
+            details={f"IoU of {names[k]}": round(100 * float(iou[k]), 2) for k in present},
+        )
+
+
+def _histogram(classes: Integer[Tensor, "n h w"], seen: Tensor, k: int) -> Int64[Tensor, "n k"]:
+    """How many of the ``seen`` pixels of each image have each class."""
+    n = len(classes)
+    flat = torch.arange(n, device=classes.device)[:, None, None] * k + classes
+    return torch.bincount(flat[seen].long(), minlength=n * k).view(n, k).cpu()
+
+
+def _iou(right: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+    """0 / 0 is NaN."""
+    return right.double() / (predicted + true - right).double()

@@ -1,0 +1,58 @@
+"""The dense protocols by name, with what each of them needs to know of images. A protocol is entered here and nowhere
+else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from visrep.data.dense import DenseSource, Kind
+from visrep.evaluation.dense.attention_masks import attention_masks
+from visrep.evaluation.dense.correspondence import correspondence
+from visrep.evaluation.dense.depth import depth
+from visrep.evaluation.dense.discovery import discovery_lost, discovery_tokencut
+from visrep.evaluation.dense.exam import Exam
+from visrep.evaluation.dense.hummingbird import hummingbird
+from visrep.evaluation.dense.segmentation import segmentation
+from visrep.evaluation.dense.videos import propagation
+from visrep.evaluation.results import Measure
+
+
+@dataclass(frozen=True)
+class DenseProtocol:
+    """How a protocol is run and on what."""
+
+    run: Callable[[Exam], list[Measure]]
+    """the first number stands for the protocol"""
+    needs: frozenset[Kind]
+    """all of these answers"""
+    fits: bool
+    """whether it learns from training images; else it is judged on all images where the data has no test part"""
+    reads: Literal["tokens", "network"]
+    """patch tokens of a layer, for which raw pixels can stand in; or the network itself, once"""
+
+
+DENSE: dict[str, DenseProtocol] = {
+    "segmentation": DenseProtocol(segmentation, frozenset({"classes"}), fits=True, reads="tokens"),
+    "hummingbird": DenseProtocol(hummingbird, frozenset({"classes"}), fits=True, reads="tokens"),
+    "depth": DenseProtocol(depth, frozenset({"depth"}), fits=True, reads="tokens"),
+    "attention-masks": DenseProtocol(attention_masks, frozenset({"classes"}), fits=False, reads="network"),
+    "discovery-lost": DenseProtocol(discovery_lost, frozenset({"classes"}), fits=False, reads="network"),
+    "discovery-tokencut": DenseProtocol(
+        discovery_tokencut, frozenset({"classes"}), fits=False, reads="network"
+    ),
+    "propagation": DenseProtocol(propagation, frozenset({"instances", "video"}), fits=False, reads="tokens"),
+    "correspondence": DenseProtocol(correspondence, frozenset(), fits=False, reads="network"),
+}
+
+
+def lacking(name: str, source: DenseSource) -> str:
+    """What a protocol needs and the data does not have, in words; "" when nothing is missing."""
+    needed = {
+        "classes": "masks of classes",
+        "instances": "masks of objects",
+        "depth": "depth",
+        "video": "videos",
+    }
+    return " and ".join(needed[kind] for kind in sorted(DENSE[name].needs - source.knows))

@@ -1,0 +1,213 @@
+"""One encoder before the dense protocols, beside its untrained twin and the colours of patches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from visrep.config import to_json
+from visrep.encoders.checks import NoFreshWeights
+from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.patches import Patches, extract_patches, pixel_patches
+from visrep.evaluation.dense.protocols import DENSE
+from visrep.evaluation.dense.roles import Base, Roles
+from visrep.evaluation.feature_cache import FeatureStore
+from visrep.evaluation.features import Features
+from visrep.evaluation.fingerprint import digest_of
+from visrep.evaluation.results import Inapplicable, Judged, Measure, Result
+from visrep.evaluation.untrained import untrained_twin
+from visrep.method import Encoder
+
+Encode = Callable[[Base, int], Patches]
+"""the patches of all images of a base, of one layer"""
+
+
+@dataclass(frozen=True)
+class DenseSitting:
+    """An evaluation by dense protocols while it is made. ``results`` grows with every judgement."""
+
+    roles: Roles
+    protocols: tuple[str, ...]
+    lenient: bool
+    image: int
+    """side in pixels of the squares that encoders see"""
+    layers: tuple[int, ...]
+    """the last one first"""
+    store: FeatureStore
+    device: torch.device
+    seed: int
+    progress: bool
+    results: list[Result] = field(default_factory=list)
+    cautions: dict[str, list[str]] = field(default_factory=dict)
+    """with those that they are about"""
+
+    def judge_encoder(self, encoder: Encoder) -> None:
+        """Raises ValueError for patches that are not finite."""
+        kept = self.store.folder is not None
+        identity = {**_described(encoder), "weights": digest_of(encoder)} if kept else {}
+        self._judge("trained", self._encoding("trained", identity, lambda: encoder), lambda: encoder)
+
+    def judge_twin(self, encoder: Encoder) -> None:
+        """The untrained twin, which is built only when its patches are not known. Cautions where there is none."""
+        fits = any(DENSE[name].fits for name in self.protocols)
+        role = self.roles.fitted if fits else self.roles.whole
+        side = role.base.side
+
+        @cache
+        def twin() -> Encoder:
+            return untrained_twin(encoder, side.canvases, role.rows, seed=self.seed, device=self.device)
+
+        calibrated = f"{side.mark} {role.rows.tolist()}" if self.store.folder is not None else ""
+        made = {"untrained": self.seed, "calibrated on": calibrated, "torch": torch.__version__}
+        try:
+            self._judge("untrained", self._encoding("untrained", {**_described(encoder), **made}, twin), twin)
+        except NoFreshWeights as reason:
+            self._note(str(reason), "untrained")
+
+    def judge_pixels(self, grid: tuple[int, int]) -> None:
+        """Colours and places of patches on a grid, in the protocols that read tokens."""
+
+        def encode(base: Base, layer: int) -> Patches:
+            return pixel_patches(base.side.canvases, grid)
+
+        self._judge("pixels", encode, None)
+
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the last layer's patches, after the encoder was judged by tokens."""
+        found = next((r for r in self.results if "grid" in r.settings), None)
+        if found is None:
+            return None
+        rows, columns = str(found.settings["grid"]).split(" x ")
+        return int(rows), int(columns)
+
+    def warnings(self) -> list[str]:
+        """Cautions with those that they are about, what was left out of the data, and what could not be read."""
+        said = [f"{caution} ({', '.join(names)})" for caution, names in self.cautions.items()]
+        for base in self.roles.bases:
+            said += base.key.source.notes
+            found = list(base.side.unreadable.values())
+            if found:
+                said.append(
+                    f"{len(found)} of {len(base.side.source)} images could not be read and were left out, the first: "
+                    f"{found[0]}"
+                )
+        return said
+
+    def _encoding(self, who: str, identity: Mapping[str, Any], network: Callable[[], Encoder]) -> Encode:
+        """From disk, or by a pass of the network."""
+
+        def encode(base: Base, layer: int) -> Patches:
+            def passed(layers: tuple[int, ...], tokens: bool) -> Features:
+                found = extract_patches(
+                    network(),
+                    base.side.canvases,
+                    layer=layer,
+                    size=self.image,
+                    device=self.device,
+                    progress=self.progress,
+                )
+                grid = torch.tensor([found.tokens.shape[1:3]], dtype=torch.float32)
+                return Features({}, None, found.index, found.tokens.flatten(1, 2), {(layer, "grid"): grid})
+
+            named = {**identity, "patches of": layer, "squashed to": self.image}
+            found = self.store.get(who, named, base.side, (layer,), True, passed)
+            assert found.tokens is not None
+            rows, columns = map(int, found.parts[layer, "grid"][0])
+            return Patches(found.tokens.unflatten(1, (rows, columns)), found.index)
+
+        return encode
+
+    def _judge(self, who: Judged, encode: Encode, network: Callable[[], Encoder] | None) -> None:
+        encode = _remembering(encode)
+        found: list[Result] = []
+        for name, layer in track(
+            self._jobs(network is not None),
+            f"dense protocols, {who}",
+            console=Console(stderr=True),
+            disable=not (self.progress and sys.stderr.isatty()),
+            transient=True,
+        ):
+            try:
+                measures = self._run(name, who, encode, network, layer)
+            except Inapplicable as error:
+                if not self.lenient:
+                    raise
+                self._note(f"left out: {error}", who)
+                continue
+            found += [measure.result(who, layer, "tokens") for measure in measures]
+            for caution in dict.fromkeys(measure.caution for measure in measures if measure.caution):
+                self._note(caution, who)
+        self.results.extend(sorted(found, key=lambda result: self.protocols.index(result.protocol)))
+
+    def _jobs(self, network: bool) -> list[tuple[str, int]]:
+        """Protocols with layers, layer by layer; pixels are layer 0, and what reads the network itself runs once."""
+        return [
+            (name, layer)
+            for layer in (self.layers if network else (0,))
+            for name in self.protocols
+            if DENSE[name].reads == "tokens" or (network and layer == self.layers[0])
+        ]
+
+    def _run(
+        self, name: str, who: Judged, encode: Encode, network: Callable[[], Encoder] | None, layer: int
+    ) -> list[Measure]:
+        protocol, roles = DENSE[name], self.roles
+        judged = roles.judged if protocol.fits else roles.whole
+        test = judged.side(_finite(who, encode(judged.base, layer)))
+        train = test.at(torch.zeros(0, dtype=torch.int64))
+        if protocol.fits:
+            train = roles.fitted.side(_finite(who, encode(roles.fitted.base, layer)))
+            _check_enough(name, train, test)
+        ready = network().to(self.device).eval() if network and protocol.reads == "network" else None
+        exam = Exam(train, test, ready, layer, self.image, self.device, self.seed, self.progress)
+        grid = "{} x {}".format(*test.tokens.shape[1:3])
+        return [
+            replace(measure, settings={**measure.settings, "grid": grid}) for measure in protocol.run(exam)
+        ]
+
+    def _note(self, caution: str, who: str) -> None:
+        self.cautions.setdefault(caution, []).append(who)
+
+
+def _remembering(encode: Encode) -> Encode:
+    """The patches of one layer at a time, made once."""
+    known: dict[tuple[int, int], Patches] = {}
+
+    def once(base: Base, layer: int) -> Patches:
+        key = id(base), layer
+        if key not in known:
+            for other in [other for other in known if other[1] != layer]:
+                del known[other]
+            known[key] = encode(base, layer)
+        return known[key]
+
+    return once
+
+
+def _finite(who: str, patches: Patches) -> Patches:
+    bad = int((~patches.tokens.isfinite().flatten(1).all(-1)).sum())
+    if bad:
+        raise ValueError(
+            f"the {who} encoder gives NaN or infinite patches for {bad} of {len(patches.index)} images: its training "
+            "diverged. Judge an earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
+        )
+    return patches
+
+
+def _check_enough(name: str, train: DenseSide, test: DenseSide) -> None:
+    if not len(train) or not len(test):
+        raise Inapplicable(
+            f"{name} fits on some images and judges others, and {train.source.name} has a single image or video with "
+            "masks. Give more, or test images beside it (--test)."
+        )
+
+
+def _described(encoder: Encoder) -> dict[str, Any]:
+    return {"config": to_json(encoder.config), "preprocessing": to_json(encoder.preprocessing)}

@@ -1,0 +1,150 @@
+"""Video object propagation as a protocol: J, F and their mean, as the semi-supervised task of DAVIS.
+
+The masks of the first frame are carried to all later ones (see `propagation`). Each object of the first frame is scored
+in the frames after it but the last, which DAVIS leaves out too; its mean over frames counts as one value, whatever the
+length of the video. Frames are squashed to squares for the encoder; masks are compared at their own size. Intervals are
+bootstrap over videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int64
+
+from visrep.data.dense import nearest
+from visrep.evaluation.dense.boundaries import boundary_f, jaccard
+from visrep.evaluation.dense.exam import Exam
+from visrep.evaluation.dense.intervals import interval
+from visrep.evaluation.dense.propagation import Propagation, carried, decided
+from visrep.evaluation.results import Inapplicable, Measure, Setting
+
+SHORTEST = 3
+"""frames of a video: the first is given and the last is left out"""
+LISTED = 12
+"""videos up to which each is listed by name"""
+Masks = list[Int64[np.ndarray, "h w"]]
+"""numbers of objects, 0 for none, frame by frame"""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over frames, of each object."""
+
+    j: list[float]
+    f: list[float]
+
+    @property
+    def both(self) -> list[float]:
+        return [(j + f) / 2 for j, f in zip(self.j, self.f, strict=True)]
+
+
+@dataclass(frozen=True)
+class Video:
+    """Scores of one video."""
+
+    name: str
+    found: Scores
+    still: Scores
+    """of the first mask in all frames"""
+    frames: int
+    """that were judged"""
+
+
+def propagation(exam: Exam) -> list[Measure]:
+    """J&F, J and F, with those of a first mask that never moves. Raises Inapplicable when there is no such video."""
+    settings = Propagation()
+    videos: list[Video] = []
+    for rows in in_videos(exam.test.groups):
+        truth = _truth(exam, rows)
+        if len(rows) >= SHORTEST and truth[0].any():
+            parts = PurePath(exam.test.source.key(int(exam.test.index[rows[0]]))).parts
+            found = scores(_propagated(exam, rows, truth, settings), truth)
+            still = scores([truth[0]] * len(rows), truth)
+            videos.append(Video("/".join(parts[1:-1]) or parts[0], found, still, len(rows) - 2))
+    if not videos:
+        raise Inapplicable(
+            f"propagation needs videos of {SHORTEST} frames or more with an object in the first; there is none."
+        )
+    return _measures(exam, videos, settings)
+
+
+def scores(predicted: Masks, truth: Masks) -> Scores:
+    """Of the objects of the first frame, over all frames but the first and the last."""
+    j, f = [], []
+    for number in np.unique(truth[0][truth[0] > 0]):
+        pairs = [(a == number, b == number) for a, b in zip(predicted[1:-1], truth[1:-1], strict=True)]
+        j.append(float(np.mean([jaccard(*pair) for pair in pairs])))
+        f.append(float(np.mean([boundary_f(*pair) for pair in pairs])))
+    return Scores(j, f)
+
+
+def in_videos(groups: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, " t"]]:
+    """Rows of the frames of each video, in order."""
+    return [np.flatnonzero(groups == group) for group in np.unique(groups)]
+
+
+def _truth(exam: Exam, rows: Int64[np.ndarray, " t"]) -> Masks:
+    found: Masks = []
+    for index in exam.test.index[rows].tolist():
+        instances = exam.test.source.answers(index).instances
+        if instances is None:
+            raise Inapplicable(f"{exam.test.source.name} has no masks of objects.")
+        found.append(instances)
+    return found
+
+
+def _propagated(exam: Exam, rows: np.ndarray, truth: Masks, settings: Propagation) -> Masks:
+    """Masks of all frames, of which the first is the true one."""
+    tokens = exam.test.tokens[torch.from_numpy(rows)]
+    grid = (tokens.shape[1], tokens.shape[2])
+    numbers = np.unique(np.append(truth[0], 0))  # 0 first: the background
+    small = np.searchsorted(numbers, nearest(truth[0], grid))
+    first = F.one_hot(torch.from_numpy(small).flatten(), len(numbers)).float().to(exam.device)
+    frames = (frame.flatten(0, 1).to(exam.device).float() for frame in tokens)
+    masks = [truth[0]]
+    for shares, true in zip(carried(frames, first, grid, settings), truth[1:], strict=True):
+        chosen = decided(shares, grid, (exam.image, exam.image)).cpu().numpy()
+        masks.append(nearest(numbers[chosen], (true.shape[0], true.shape[1])))
+    return masks
+
+
+def _measures(exam: Exam, videos: list[Video], settings: Propagation) -> list[Measure]:
+    about: dict[str, Setting] = {**asdict(settings), "videos": len(videos), "image": exam.image}
+    caution = ""
+    if len(videos) < LISTED:
+        caution = f"propagation: {len(videos)} videos only, so its intervals say little about others"
+    frames = sum(video.frames for video in videos)
+    measures: list[Measure] = []
+    for metric in METRICS:
+        found = [METRICS[metric](video.found) for video in videos]
+        values = np.concatenate(found)
+        still = np.concatenate([METRICS[metric](video.still) for video in videos])
+        details = {"the first mask, never moved": round(100 * float(still.mean()), 2)}
+        if len(videos) <= LISTED:
+            details |= {
+                video.name: round(100 * float(np.mean(each)), 2)
+                for video, each in zip(videos, found, strict=True)
+            }
+        groups = np.repeat(np.arange(len(videos)), [len(each) for each in found])
+        low, high = interval(values, groups, seed=exam.seed)
+        measures.append(
+            Measure(
+                "propagation", metric, float(values.mean()), low, high, {**about}, caution, n_test=frames,
+                details=details,
+            )
+        )  # fmt: skip
+    return measures
+
+
+METRICS: dict[str, Callable[[Scores], list[float]]] = {
+    "J&F": lambda scores: scores.both,
+    "J": lambda scores: scores.j,
+    "F": lambda scores: scores.f,
+}
+"""the first stands for the protocol"""

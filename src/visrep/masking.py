@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from visrep.distributed import gather
-
 ATTEMPTS = 64
 """blocks to try: random numbers "b ATTEMPTS 4" settle more than 999 of 1000 masks of `block_mask`"""
 CUBES = 192
@@ -158,17 +156,6 @@ def exact_mask(
     """
     order = noise if mask is None else noise - mask.to(noise)
     return order.argsort(1).argsort(1) < count.floor().unsqueeze(1)
-
-
-def cut_to_fewest(
-    noise: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"], least: int = 0
-) -> Bool[Tensor, "b n"]:
-    """As many patches of each mask, drawn by noise, as that has which has fewest, of all images on all ranks.
-
-    Never fewer than ``least``, which takes patches outside of a mask where it must.
-    """
-    count = gather(mask.sum(1)).min().clamp(min=least)
-    return exact_mask(noise, count.expand(len(mask)).to(noise), mask)
 
 
 def unit_mask(noise: Float[Tensor, "b rows columns"], mask_ratio: float, scale: int) -> Bool[Tensor, "b n"]:

@@ -29,9 +29,10 @@ from visrep.config import Optim, Run
 from visrep.encoders import ViT, ViTLike
 from visrep.encoders.patches import patch_grid, take
 from visrep.functional import displayed, feature_std, widen
-from visrep.masking import block_size, cut_to_fewest, outside, place_blocks
+from visrep.masking import block_size, outside, place_blocks
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.blend import blended
+from visrep.nn.cut import cut_to_fewest
 from visrep.nn.positions import sincos_2d
 from visrep.nn.predictor import Predictor
 from visrep.nn.teacher import Teacher
@@ -139,8 +140,7 @@ class IJEPA(Method):
         blocks = place_blocks(at.rand(b, self.cfg.n_targets, 2), target_size, self.grid)
         square = place_blocks(at.rand(b, 1, 2), context_size, self.grid)[:, 0]
         free = outside(square, blocks, len(self.position))
-        seen = cut_to_fewest(at.rand(*free.shape), free)  # one length for all images
-        return seen.nonzero()[:, 1].unflatten(0, (b, -1)), blocks
+        return cut_to_fewest(at.rand(*free.shape), free).nonzero()[:, 1].unflatten(0, (b, -1)), blocks
 
     def _sizes(self, u_target: float, u_context: float) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of a target and of the context; as in the official code, large targets are the tall ones."""

@@ -30,9 +30,10 @@ from visrep.encoders import VideoViT
 from visrep.encoders.patches import take
 from visrep.encoders.video import clip_grid
 from visrep.functional import displayed, feature_std, widen
-from visrep.masking import block_size, cut_to_fewest, place_blocks, through_time
+from visrep.masking import block_size, place_blocks, through_time
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.blend import blended
+from visrep.nn.cut import cut_to_fewest
 from visrep.nn.positions_video import rotary_3d
 from visrep.nn.predictor import Predictor
 from visrep.nn.teacher import Teacher
@@ -49,18 +50,17 @@ class Config:
     encoder: VideoViT = VideoViT(width=1024, depth=24, heads=16, position="rope")
     views: OneView = OneView(CROP, frames=16)
     n_blocks: tuple[int, ...] = (8, 2)
-    """blocks of each kind of mask; each kind costs a pass of the student over what it leaves"""
+    """blocks of each kind of mask; each kind costs a pass of the student"""
     block_scale: tuple[float, ...] = (0.15, 0.7)
     """share of the places in one block of each kind; take less of 0.7 on grids below 14 x 14"""
     block_aspect: tuple[float, float] = (0.75, 1.5)  # height / width
     least_seen: float = 0.02
-    """share of the places that is seen even where blocks leave less; all clips of a step see equally many"""
+    """share of the places that is seen in any case"""
     predictor_width: int = 384
     """narrower than the encoder, or it does the encoder's work"""
     predictor_depth: int = 12
     predictor_heads: int = 12
-    target_layers: int = 1
-    """last layers of the teacher to predict; more than one as in data2vec (see `blended`)"""
+    target_layers: int = 1  # of the teacher, the last ones; more than one as in data2vec (see `blended`)
     loud: bool = False
     """start linear layers as MAE does, not at a deviation of .02, which is too quiet for networks a hundred wide"""
     teacher_decay: Schedule = Constant(0.99925)
@@ -128,7 +128,7 @@ class VJEPA(Method):
         loss = torch.stack(errors).mean()
         monitor = {
             "unexplained": torch.stack(unexplained).mean(),
-            # Over clips, place by place: 0 when collapsed, also when only the place is left.
+            # 0: collapsed, or only the place is left
             "target_std": F.layer_norm(h, h.shape[-1:]).std(0, correction=0).mean(),
             "feature_std": feature_std(h.mean(1)),
             "context": loss.new_tensor(sum(seen) / len(seen)),  # share of the patches that is seen

@@ -13,6 +13,7 @@ from torch import Tensor
 from conformance import Case, doubled, moment, views
 from test_golden import GOLDEN, arrays, close
 from visrep.encoders import ViT
+from visrep.encoders.vit import VisionTransformer
 from visrep.functional import displayed, patchify, repainted, unpatchify
 from visrep.masking import unit_mask
 from visrep.methods.masked import simmim
@@ -81,6 +82,7 @@ def test_loss_and_gradients(positions: str, monkeypatch: pytest.MonkeyPatch) -> 
     fewer = pixels / (pixels + 1e-5)  # the published code divides by a little more than the number of pixels
     close(loss * fewer, gold[f"{positions}.loss"])
     backbone, gradients = method.backbone, f"{positions}.grad."
+    assert isinstance(backbone, VisionTransformer)
     for ours_, theirs in (
         (backbone.mask_token, gold[gradients + "encoder.mask_token"]),
         (backbone.patch_embed.proj.weight, gold[gradients + "encoder.patch_embed.proj.weight"].flatten(1)),

@@ -42,17 +42,20 @@ def override(value: Any, path: str, new: Any) -> Any:
 def with_encoder(run: Run, name: str) -> Run:
     """The run with another named encoder, made to fit the size of its views.
 
-    Where both are like a ViT, cls, mask and register tokens stay those that the method was given.
+    Where both are like a ViT, cls, mask and register tokens stay those that the method was given; Swin keeps the mask
+    token.
     Raises ValueError with the names there are.
     """
-    from visrep.encoders import NAMED, ViTLike
+    from visrep.encoders import NAMED, Swin, ViTLike
 
     if name not in NAMED:
         raise ValueError(f"There is no encoder {name!r}. Available: {', '.join(NAMED)}.")
-    encoder = NAMED[name]
+    encoder, old = NAMED[name], run.method.encoder
+    if isinstance(encoder, Swin):
+        masked = isinstance(old, ViTLike | Swin) and old.mask_token
+        encoder = replace(encoder, image=run.method.views.size, mask_token=masked)
     if isinstance(encoder, ViTLike):
         encoder = replace(encoder, image=run.method.views.size)
-        old = run.method.encoder
         if isinstance(old, ViTLike):
             encoder = replace(encoder, cls=old.cls, mask_token=old.mask_token, registers=old.registers)
     return override(run, "method.encoder", encoder)
@@ -121,6 +124,7 @@ def evaluate(
     limit: int = 0,
     test_limit: int = 0,
     size: int = 0,
+    read_out: Literal["tokens", "pyramid"] = "tokens",
     keep: bool = True,
     seed: int = 0,
     progress: bool = False,
@@ -134,7 +138,8 @@ def evaluate(
 
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
     ``limit`` and ``test_limit`` keep the first images of every class, in proportion. Dense protocols (segmentation,
-    hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`).
+    hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`);
+    ``read_out="pyramid"`` gives their probes maps of several resolutions (see `Pyramid`).
     """
     from visrep.data.cache import default_folder
     from visrep.encoders.pretrained.resolve import is_public
@@ -157,6 +162,7 @@ def evaluate(
         limit=limit,
         test_limit=test_limit,
         size=size,
+        read_out=read_out,
         keep=folder if keep else None,
         device=default_device(),
         seed=seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import tyro
 
 
@@ -16,6 +18,7 @@ def evaluate(
     limit: int = 0,
     test_limit: int = 0,
     size: int = 0,
+    read_out: Literal["tokens", "pyramid"] = "tokens",
     keep: bool = True,
     seed: int = 0,
 ) -> None:
@@ -39,6 +42,7 @@ def evaluate(
         limit: use only the first training images
         test_limit: use only the first test images
         size: side in pixels of the squares that dense protocols see; default: twice that of the encoder
+        read_out: what the probes of dense protocols read: the patches of a layer, or maps of several resolutions
         keep: keep features in the run folder, so that another call needs no pass over the images
         seed: of splits, bootstrap and the untrained encoder
     """
@@ -56,6 +60,7 @@ def evaluate(
         limit=limit,
         test_limit=test_limit,
         size=size,
+        read_out=read_out,
         keep=keep,
         seed=seed,
         progress=True,

@@ -9,6 +9,7 @@ from visrep.encoders.named import NAMED, EncoderConfig
 from visrep.encoders.pretrained import load_encoder
 from visrep.encoders.resnet import ResNet
 from visrep.encoders.saved import save_encoder
+from visrep.encoders.swin import Swin
 from visrep.encoders.tost import ToST
 from visrep.encoders.video import VideoViT
 from visrep.encoders.vit import ViT, ViTLike
@@ -23,6 +24,7 @@ __all__ = [
     "EncoderConfig",
     "FrameAverage",
     "ResNet",
+    "Swin",
     "ToST",
     "ViT",
     "ViTLike",

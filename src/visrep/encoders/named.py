@@ -7,11 +7,12 @@ from visrep.encoders.convnet import ConvNet
 from visrep.encoders.crate import CRATE
 from visrep.encoders.crate_alpha import CRATEAlpha
 from visrep.encoders.resnet import ResNet
+from visrep.encoders.swin import Swin
 from visrep.encoders.tost import ToST
 from visrep.encoders.vit import ViT, ViTLike
 from visrep.encoders.wrapped import Wrapped
 
-EncoderConfig = ViTLike | ResNet | ConvNet | Wrapped
+EncoderConfig = ViTLike | ResNet | ConvNet | Swin | Wrapped
 
 NAMED: dict[str, EncoderConfig] = {
     "vit_tiny": ViT(width=192, heads=3),
@@ -21,6 +22,9 @@ NAMED: dict[str, EncoderConfig] = {
     "resnet34": ResNet(34),
     "resnet50": ResNet(50),
     "resnet18_small": ResNet(18, stem="small"),
+    "swin_tiny": Swin(),
+    "swin_small": Swin(depths=(2, 2, 18, 2)),
+    "swin_base": Swin(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)),
     # white-box encoders in their published sizes; AoT's, which has none for images, near those of ViT
     "crate_tiny": CRATE(width=384, heads=6),
     "crate_small": CRATE(width=576, heads=12),
@@ -44,4 +48,5 @@ NAMED: dict[str, EncoderConfig] = {
     "aot_small32": AoT(image=32, patch=4, width=256, depth=6, heads=8),
     "resnet_narrow": ResNet(18, width=16, stem="small"),
     "convnet_narrow": ConvNet(width=16),
+    "swin_narrow": Swin(image=32, patch=2, width=32, depths=(2, 2, 2), heads=(2, 4, 8)),
 }

@@ -15,6 +15,7 @@ from visrep.data.split import stratified_split
 from visrep.encoders import applied_to
 from visrep.evaluation.dense.judging import judge_dense
 from visrep.evaluation.dense.protocols import DENSE
+from visrep.evaluation.dense.sitting import ReadOut
 from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.fingerprint import fingerprint
 from visrep.evaluation.labels import check_classes, first_of_each_class, labels_of, numbered_as
@@ -70,6 +71,7 @@ def evaluate(
     limit: int = 0,
     test_limit: int = 0,
     size: int = 0,
+    read_out: ReadOut = "tokens",
     keep: Path | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -87,13 +89,18 @@ def evaluate(
 
     Dense protocols want images with masks or depth, a `DenseSource`, and need no labels. They see whole images as
     squares of ``size`` pixels, 0 for twice the encoder's own size where it takes that; their raw pixels are the
-    colours and the place of each patch.
+    colours and the place of each patch. A ``read_out`` of pyramid gives probes maps of several resolutions side by side
+    (see `Pyramid`) instead of the patches of one layer.
 
     Raises ValueError for an unknown protocol, labels or masks that cannot be used, or features that are not finite.
     """
     images, dense = by_kind(protocols, train)
     check_protocols((*images, *dense))
     check_poolings(poolings)
+    if read_out == "pyramid" and not dense:
+        raise ValueError(
+            f"read_out='pyramid' is for dense protocols; none was asked for. Some are: {', '.join(DENSE)}."
+        )
     how: dict[str, Any] = {
         "lenient": ALL in protocols,
         "layers": layers,
@@ -108,7 +115,8 @@ def evaluate(
     if not dense:
         assert labelled is not None  # `check_protocols` wants one
         return labelled
-    masked = _by_masks(encoder, _dense(train), None if test is None else _dense(test), dense, size, **how)
+    held_out = None if test is None else _dense(test)
+    masked = _by_masks(encoder, _dense(train), held_out, dense, size, read_out, **how)
     return masked if labelled is None else _beside(labelled, masked)
 
 
@@ -166,11 +174,14 @@ def _by_masks(
     test: DenseSource | None,
     protocols: tuple[str, ...],
     size: int,
+    read_out: ReadOut,
     *,
     seed: int,
     **how: Any,
 ) -> Evaluation:
-    found = judge_dense(encoder, train, test, protocols, size=size, share=TEST_SHARE, seed=seed, **how)
+    found = judge_dense(
+        encoder, train, test, protocols, size=size, read_out=read_out, share=TEST_SHARE, seed=seed, **how
+    )
     fitted, judged = found.roles.fitted.source, found.roles.judged.source
     mark = fingerprint(encoder, fitted, judged, found.results, seed=seed)
     warnings = [*found.warnings, *_few(min(result.n_test for result in found.results))]

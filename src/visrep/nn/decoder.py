@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visrep.method import Tokens
 from visrep.nn.positions import sincos_2d
-from visrep.nn.positions_video import sincos_sequence
+from visrep.nn.positions_video import sincos_3d, sincos_sequence
 from visrep.nn.transformer import Block
 
 
@@ -19,19 +19,29 @@ from visrep.nn.transformer import Block
 class MaskedDecoder(nn.Module):
     """MAE's decoder (arXiv:2111.06377): visible tokens and mask tokens in their places, blocks, a linear map.
 
-    Positions are fixed sines and cosines, MAE's for a ``grid`` of (rows, columns) patches and VideoMAE's for one of
-    (times, rows, columns); a cls token takes part when the encoder has one, without a position.
+    Positions are fixed sines and cosines, MAE's for a ``grid`` of (rows, columns) patches; for one of (times, rows,
+    columns) VideoMAE's along all patches, or V-JEPA's ``by_axis``. A cls token takes part when the encoder has one,
+    without a position.
     """
 
     position: Tensor
 
     def __init__(
-        self, n_in: int, n_out: int, grid: tuple[int, ...], *, width: int, depth: int, heads: int
+        self,
+        n_in: int,
+        n_out: int,
+        grid: tuple[int, ...],
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        by_axis: bool = False,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(n_in, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        position = sincos_2d(grid, width) if len(grid) == 2 else sincos_sequence(grid, width)
+        of_clips = sincos_3d if by_axis else sincos_sequence
+        position = sincos_2d(grid, width) if len(grid) == 2 else of_clips(grid, width)
         self.register_buffer("position", position, persistent=False)  # n d
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from visrep.encoders.pretrained import timm
 from visrep.encoders.pretrained.agreement import TOLERANCE, disagreement
 from visrep.encoders.pretrained.convert_vit import Untold, to_video, to_vit
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.hf_families import family
+from visrep.encoders.pretrained.hf_imagegpt import imagegpt
 from visrep.encoders.pretrained.hf_names import HEADS, official_names
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel, size_of
 from visrep.method import Encoder, Preprocessing
@@ -19,12 +22,15 @@ from visrep.method import Encoder, Preprocessing
 def load(name: str) -> Encoder:
     """The encoder ``name``: a repository on the hub, or a folder with ``config.json`` and ``model.safetensors``.
 
+    Those of timm, such as Perception Encoder, are loaded by timm.
     Raises ImportError without the extra, ConnectionError when it cannot be downloaded, ValueError for kinds of models
     that are not known and for weights that are missing or do not fit.
     """
     transformers = extra("transformers")
     try:
         config = transformers.AutoConfig.from_pretrained(name)
+        if config.model_type == "timm_wrapper":
+            return timm.load(f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}")
         kind = family(config.model_type)
         config = vision_part(config)
         model_class = getattr(transformers, kind.model)
@@ -44,6 +50,8 @@ def load(name: str) -> Encoder:
             f"hf:{name} lacks {len(missing)} weights of {kind.model}, first {missing[0]!r}. Its config.json and its "
             "weights are of different models."
         )
+    if config.model_type == "imagegpt":
+        return imagegpt(model, said(name))
     return encoder_of(model, preprocessing(name, config))
 
 
@@ -89,14 +97,23 @@ def vision_part(config: Any) -> Any:
 
 def preprocessing(name: str, config: Any) -> Preprocessing:
     """What ``preprocessor_config.json`` says, or ImageNet's usual values at the model's size without that file."""
-    base = extra("transformers.image_processing_base")
     values = config.to_dict()
     wrapped_size, frames = size_of(values), values.get("num_frames", values.get("frames_per_clip", 0))
+    found = said(name)
+    return (
+        read_preprocessing(found, wrapped_size, frames)
+        if found
+        else Preprocessing(wrapped_size, frames=frames)
+    )
+
+
+def said(name: str) -> dict[str, Any]:
+    """The contents of ``preprocessor_config.json``, empty without that file."""
+    base = extra("transformers.image_processing_base")
     try:
-        said, _ = base.ImageProcessingMixin.get_image_processor_dict(name)
+        return base.ImageProcessingMixin.get_image_processor_dict(name)[0]
     except (OSError, ValueError):
-        return Preprocessing(wrapped_size, frames=frames)
-    return read_preprocessing(said, wrapped_size, frames)
+        return {}
 
 
 def read_preprocessing(said: dict[str, Any], image: int, frames: int = 0) -> Preprocessing:

@@ -66,6 +66,7 @@ FAMILIES: dict[str, Family] = {
     "convnextv2": Family("ConvNextV2Model", maps=True, resizes=False),
     "dinov3_convnext": Family("DINOv3ConvNextModel", maps=True, resizes=False),
     "resnet": Family("ResNetModel", maps=True, resizes=False),
+    "imagegpt": Family("ImageGPTModel", norm="ln_f", cls=False, resizes=False, pixels="input_ids"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files of the official code of DINO, iBOT, DINOv2, DINOv3, MAE, MoCo v3, I-JEPA, of CRATE and ResNets."""
+"""Checkpoint files of the official code: DINO, iBOT, DINOv2 and 3, MAE, MoCo v3, I-JEPA, V-JEPA, CRATE, ResNets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from visrep.encoders.pretrained.checkpoint import read_checkpoint
 from visrep.encoders.pretrained.convert_crate import is_crate, to_crate
 from visrep.encoders.pretrained.convert_resnet import to_resnet
 from visrep.encoders.pretrained.convert_vit import Untold, Weights, depth, to_vit
+from visrep.encoders.pretrained.official_vjepa import to_vjepa
 from visrep.method import Encoder, Preprocessing
 
 HEADS = {
@@ -34,10 +35,11 @@ RENAMED = (
 )
 
 
-def load_checkpoint(path: str | Path, heads: int = 0) -> Encoder:
+def load_checkpoint(path: str | Path, heads: int = 0, rotary: bool | None = None) -> Encoder:
     """The encoder in an official checkpoint file, recognised by the names of its weights, as ours.
 
     ``heads``: attention heads, which weights do not tell; 0 takes those of the published model of that width.
+    ``rotary``: of an encoder of clips, whether it is V-JEPA 2's; None where a published size tells.
     Raises FileNotFoundError, and ValueError for files that are not understood, with what was found in them.
     """
     path = Path(path)
@@ -49,9 +51,16 @@ def load_checkpoint(path: str | Path, heads: int = 0) -> Encoder:
             return to_resnet(weights)
         if is_crate(weights):
             return to_crate(weights, heads)
+        if is_of_clips(weights):
+            return to_vjepa(weights, heads, rotary)
         return _vit(weights, heads)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def is_of_clips(weights: Weights) -> bool:
+    """Whether its patches reach over several frames."""
+    return "patch_embed.proj.weight" in weights and weights["patch_embed.proj.weight"].ndim == 5
 
 
 def recognise(weights: Weights) -> str:
@@ -62,8 +71,6 @@ def recognise(weights: Weights) -> str:
             f"this is no vision transformer or ResNet that is known here; it holds {some}, ... "
             "The same model may be had by name: hf:NAME or timm:NAME."
         )
-    if weights["patch_embed.proj.weight"].ndim == 5:
-        raise ValueError("this is an encoder of clips. Take it from transformers: hf:NAME.")
     unlike = next((name for name in weights if "relative_position" in name or "rel_pos" in name), "")
     if not unlike and "cls_norm.weight" in weights:
         unlike = "cls_norm.weight"

@@ -10,10 +10,11 @@ import torch
 
 from visrep.data.canvas import canvas_size
 from visrep.data.dense import DenseSource
+from visrep.encoders.pyramid import Pyramid
 from visrep.evaluation.dense.patches import input_size
 from visrep.evaluation.dense.protocols import DENSE, lacking
 from visrep.evaluation.dense.roles import Roles, assign_roles
-from visrep.evaluation.dense.sitting import DenseSitting
+from visrep.evaluation.dense.sitting import DenseSitting, ReadOut
 from visrep.evaluation.feature_cache import FeatureStore
 from visrep.evaluation.results import Inapplicable, Result
 from visrep.method import Encoder
@@ -54,6 +55,7 @@ def judge_dense(
     layers: tuple[int, ...] | Literal["all"],
     baselines: bool,
     size: int,
+    read_out: ReadOut,
     share: float,
     limits: tuple[int, int],
     keep: Path | None,
@@ -80,6 +82,12 @@ def judge_dense(
         for name, what in missing.items()
         if what
     ]
+    if read_out == "pyramid":
+        whole = [name for name in protocols if DENSE[name].reads == "network" and not missing[name]]
+        left_out += [
+            f"left out: {name} needs the network itself, not a pyramid of its maps" for name in whole
+        ]
+        missing.update(dict.fromkeys(whole, "the network itself"))
     runnable = tuple(name for name in protocols if not missing[name])
     if left_out and (not lenient or not runnable):
         raise Inapplicable(
@@ -87,6 +95,8 @@ def judge_dense(
             f"{', '.join(name for name in DENSE if not lacking(name, train)) or 'no dense protocol'}."
         )
     image = input_size(encoder, size, device)
+    if read_out == "pyramid":
+        encoder = Pyramid(encoder, image)
     canvas = canvas_size(train, image)
     roles = assign_roles(
         train,
@@ -100,7 +110,16 @@ def judge_dense(
         progress=progress,
     )
     sitting = DenseSitting(
-        roles, runnable, lenient, image, _layers(encoder, layers), FeatureStore(keep), device, seed, progress
+        roles,
+        runnable,
+        lenient,
+        image,
+        read_out,
+        _layers(encoder, layers),
+        FeatureStore(keep),
+        device,
+        seed,
+        progress,
     )
     sitting.judge_encoder(encoder)
     if baselines:

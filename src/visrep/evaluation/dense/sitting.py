@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -27,6 +27,8 @@ from visrep.method import Encoder
 
 Encode = Callable[[Base, int], Patches]
 """the patches of all images of a base, of one layer"""
+ReadOut = Literal["tokens", "pyramid"]
+"""patches of one layer, or of maps of several resolutions side by side (`visrep.encoders.pyramid`)"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class DenseSitting:
     lenient: bool
     image: int
     """side in pixels of the squares that encoders see"""
+    read_out: ReadOut
+    """what the encoder gives of each patch"""
     layers: tuple[int, ...]
     """the last one first"""
     store: FeatureStore
@@ -141,7 +145,7 @@ class DenseSitting:
                     raise
                 self._note(f"left out: {error}", who)
                 continue
-            found += [measure.result(who, layer, "tokens") for measure in measures]
+            found += [measure.result(who, layer, self.read_out) for measure in measures]
             for caution in dict.fromkeys(measure.caution for measure in measures if measure.caution):
                 self._note(caution, who)
         self.results.extend(sorted(found, key=lambda result: self.protocols.index(result.protocol)))

@@ -3,10 +3,10 @@
     minimise  mean over hidden pixels of  | W f(x with hidden patches) - x |
 
 f: an encoder that sees mask tokens in place of hidden patches, so any architecture will do, at the cost of encoding all
-places; W: one linear map a patch; x: normalised pixels. Xie et al. 2021, arXiv:2111.09886.
+places; W: one linear map a patch, or of Swin a final token; x: normalised pixels. Xie et al. 2021, arXiv:2111.09886.
 
 Verified against: the official ViT, masks, loss and gradients, 1e-9, with learned positions and, put into our
-attention by the test, with the official relative ones.
+attention by the test, with the official relative ones. With Swin, the loss: a plain rewriting of the published code.
 Deviations: learned absolute positions (the official ViT has relative ones, shared by all blocks); no cls token, which
 enters no loss; layers start as everywhere here; no 1e-5 added to the number of hidden pixels.
 """
@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from visrep.config import Optim, Run
-from visrep.encoders import ViT, ViTLike
-from visrep.functional import displayed, patchify, repainted, widen
+from visrep.encoders import Swin, ViT, ViTLike
+from visrep.functional import displayed, patchify, repainted, unpatchify, widen
 from visrep.masking import unit_mask
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.schedules import Constant, Cosine, Step, Warmup
@@ -34,7 +34,9 @@ PLAIN = View(scale=(0.67, 1.0), jitter=0.0, gray=0.0, blur=0.0, interpolation="b
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: ViTLike = ViT(width=768, heads=12, cls=False, mask_token=True, layer_scale=0.1, drop_path=0.1)
+    encoder: ViTLike | Swin = ViT(
+        width=768, heads=12, cls=False, mask_token=True, layer_scale=0.1, drop_path=0.1
+    )
     views: OneView = OneView(PLAIN)
     mask_ratio: float = 0.6
     """share of the units that are hidden, rounded up"""
@@ -62,7 +64,7 @@ class SimMIM(Method):
                 f"{size} pixels. Try mask_unit={patch}."
             )
         self.backbone = cfg.encoder.build()
-        self.head = nn.Linear(cfg.encoder.width, patch * patch * cfg.encoder.channels)
+        self.head = nn.Linear(self.backbone.width, self.backbone.stride**2 * cfg.encoder.channels)
 
     @property
     def encoder(self) -> Encoder:
@@ -90,7 +92,11 @@ class SimMIM(Method):
         unit = self.cfg.mask_unit
         noise = at.rand(len(images), images.shape[-2] // unit, images.shape[-1] // unit)
         mask = unit_mask(noise, self.cfg.mask_ratio, unit // self.cfg.encoder.patch)
-        return mask, self.head(self.backbone(images, mask=mask).patches)
+        seen = self.backbone(images, mask=mask)
+        prediction, cell = self.head(seen.patches), self.backbone.stride
+        if cell == self.cfg.encoder.patch:
+            return mask, prediction
+        return mask, patchify(unpatchify(prediction, cell, seen.grid), self.cfg.encoder.patch)
 
 
 def tiny() -> Run[Config]:

@@ -1,6 +1,6 @@
 """Do the attention maps and keys of white-box encoders find objects better than those of a ViT? A table of given runs.
 
-    python benchmarks/attention_quality.py runs/vit runs/crate runs/tost --data playground:n=200 photos/
+    python benchmarks/attention_quality.py runs/vit runs/crate runs/tost --data playground:n=1000 photos/
 
 Trains nothing: runs should have been trained alike (the script says where they differ). Each run is judged by
 ``attention-masks``, ``discovery-lost`` and ``discovery-tokencut`` (docs/protocols.md), beside its untrained twin; what
@@ -35,7 +35,7 @@ class Settings:
     """Which runs, on what."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    data: tuple[str, ...] = ("playground:n=200,size=64", "../shared/data/coco128")
+    data: tuple[str, ...] = ("playground:n=1000,size=64",)
     """images with masks"""
     size: int = 0
     """side in pixels of what the encoders see; default: twice their own where they take that"""

@@ -229,6 +229,19 @@ def test_the_sheet_grows(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == again
 
 
+def test_a_sheet_of_other_weights_is_put_beside_and_taken_up_again(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    save_sheet(path, judged(None, "knn"))
+    other = judged(None, "knn", encoder=vit(width=48))
+    save_sheet(path, other)
+    assert json.loads(path.read_text()) == other.to_json()
+    assert len(list(tmp_path.glob("evaluation-*.json"))) == 1
+    save_sheet(path, judged(None, "clustering"))
+    assert {r["protocol"] for r in json.loads(path.read_text())["results"]} == {"knn", "clustering"}
+    beside = [json.loads(file.read_text()) for file in tmp_path.glob("evaluation-*.json")]
+    assert beside == [other.to_json()]
+
+
 def value(layer: int, value: float, who: str = "trained", **more: Any) -> dict[str, Any]:
     return {
         "protocol": "knn", "metric": "top-1", "encoder": who, "layer": layer, "pooling": "cls", "value": value,

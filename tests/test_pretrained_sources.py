@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import visrep
 from _extras import joined, needs, randomised
 from visrep.encoders import save_encoder
+from visrep.encoders.pretrained.hf import encoder_of as encoder_of_transformers
 from visrep.encoders.pretrained.hf_imagegpt import ImageGPTEncoder, imagegpt
+from visrep.encoders.pretrained.hf_wrapped import HfEncoder
 from visrep.encoders.pretrained.timm import TimmModel, encoder_of
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
 from visrep.method import Preprocessing
@@ -40,7 +42,7 @@ def test_imagegpt_sees_the_colours_that_its_processor_makes(folder: Path) -> Non
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
     encoder = visrep.load_encoder(f"hf:{folder}")
     assert isinstance(encoder, ImageGPTEncoder)
-    assert encoder.preprocessing == Preprocessing(6, 1.0, (0.5,) * 3, (0.5,) * 3)
+    assert encoder.preprocessing == Preprocessing(6, 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     nearest = [
         [int(np.argmin(((p / 127.5 - 1 - np.array(PALETTE)) ** 2).sum(1))) for p in image.reshape(-1, 3)]
@@ -96,6 +98,40 @@ def test_imagegpt_errors(folder: Path) -> None:
         encoder(torch.zeros(1, 3, 6, 6), mask=torch.zeros(1, 36, dtype=torch.bool))
 
 
+# Hierarchical models of transformers
+
+WINDOWS = {"image_size": 64, "embed_dim": 8, "depths": [1, 2, 1], "num_heads": [2, 2, 2], "window_size": 4}
+HF: dict[str, dict[str, Any]] = {
+    "swin": WINDOWS,
+    "swinv2": WINDOWS,
+    "convnext": {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32]},
+}
+
+
+@pytest.mark.parametrize("kind", HF)
+def test_stages_of_transformers_at_two_sizes(kind: str) -> None:
+    config = transformers.AutoConfig.for_model(kind, **HF[kind])
+    own: Any = randomised(transformers.AutoModel.from_config(config))
+    encoder = encoder_of_transformers(own, Preprocessing(64))
+    assert isinstance(encoder, HfEncoder)
+    for height, width in ((64, 64), (96, 64)):
+        images = torch.randn(2, 3, height, width)
+        more = {"interpolate_pos_encoding": True} if "swin" in kind else {}
+        with torch.no_grad():
+            tokens = encoder(images, layers=tuple(range(1, encoder.depth + 1)))
+            out = own(images, output_hidden_states=True, **more)
+        last = out.last_hidden_state
+        expected = last if last.ndim == 3 else last.flatten(2).mT
+        torch.testing.assert_close(tokens.patches, expected, rtol=1e-5, atol=1e-5)
+        maps = out.reshaped_hidden_states if "swin" in kind else out.hidden_states[1:]
+        sides = (
+            (8, 16, 16) if "swin" in kind else (4, 8, 16, 32)
+        )  # Swin's stages end with the merging after them
+        assert [layer.grid for layer in tokens.layers] == [(height // side, width // side) for side in sides]
+        for layer, x in zip(tokens.layers[:-1], maps[-encoder.depth : -1], strict=True):
+            torch.testing.assert_close(layer.patches, x.flatten(2).mT, rtol=1e-5, atol=1e-5)
+
+
 # Models of timm
 
 
@@ -124,7 +160,11 @@ def blocks(own: Any) -> nn.Sequential:
 def features_and_layers(own: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """What the model returns, and what each layer does."""
     states: list[Tensor] = []
-    hooks = [b.register_forward_hook(lambda _module, _given, out: states.append(out)) for b in blocks(own)]
+
+    def keep(_module: nn.Module, _given: Any, out: Any) -> None:
+        states.append(out)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks(own)]
     expected = own.forward_features(images)
     for hook in hooks:
         hook.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,20 @@ ALIKE = ("train", "test", "encoder", "image", "seed", "versions")
 def save_sheet(path: Path, evaluation: Evaluation) -> None:
     """Write an evaluation, with what the file holds of other protocols, layers and poolings, if judged alike.
 
-    A file of other images, weights, seed or versions is replaced.
+    A file of other images, weights, seed or versions is put beside it, as ``evaluation-<mark>.json``, and taken up
+    again by the next evaluation that is like it.
     """
-    save_json(path, joined(_earlier(path), evaluation.to_json()))
+    new, earlier = evaluation.to_json(), _earlier(path)
+    if earlier and not _alike(earlier, new):
+        save_json(_beside(path, earlier), earlier)
+        earlier = _earlier(_beside(path, new))
+    save_json(path, joined(earlier, new))
+    _beside(path, new).unlink(missing_ok=True)
 
 
 def joined(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The results of both, those of the new evaluation first where both have them."""
-    if not earlier or any(earlier["fingerprint"].get(part) != new["fingerprint"][part] for part in ALIKE):
+    if not earlier or not _alike(earlier, new):
         return new
     again = {_about(result) for result in new["results"]}
     kept = [result for result in earlier["results"] if _about(result) not in again]
@@ -34,6 +41,16 @@ def joined(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": {**new["fingerprint"], "protocols": sorted(protocols)},
         "warnings": list(dict.fromkeys([*(earlier["warnings"] if kept else ()), *new["warnings"]])),
     }
+
+
+def _alike(earlier: dict[str, Any], new: dict[str, Any]) -> bool:
+    return all(earlier["fingerprint"].get(part) == new["fingerprint"][part] for part in ALIKE)
+
+
+def _beside(path: Path, sheet: dict[str, Any]) -> Path:
+    """Where a sheet waits that is not the latest, by what was judged."""
+    mark = json.dumps([sheet["fingerprint"].get(part) for part in ALIKE], sort_keys=True).encode()
+    return path.with_name(f"{path.stem}-{hashlib.sha256(mark).hexdigest()[:8]}{path.suffix}")
 
 
 def _about(result: dict[str, Any]) -> tuple[Any, ...]:

@@ -133,8 +133,8 @@ def evaluate(
 
     ``run`` may be any encoder that `load_encoder` knows; no result is written then. ``protocols`` of ("all",) are
     those that leave the encoder as it is. An evaluation.json of the same images and weights keeps the protocols that
-    it has, one of others is put beside it. With ``keep``, features stay in ``features`` of the run folder (of public encoders in the user's cache), so
-    that the next call needs no pass over the images.
+    it has, one of others is put beside it. With ``keep``, features stay in ``features`` of the run folder (of public
+    encoders in the user's cache), so that the next call needs no pass over the images.
 
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
     ``limit`` and ``test_limit`` keep the first images of every class, in proportion. Dense protocols (segmentation,

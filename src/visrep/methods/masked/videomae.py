@@ -154,8 +154,8 @@ def small32() -> Run[Config]:
     """Clips of 8 frames of 32 px, a narrow ViT; minutes on two cores for 4,000 clips of the playground.
 
     Short runs need a lower ratio: of 8 x 8 places 16 are seen, where 90 % hidden would leave 7; and positions by axis,
-    which are learned from sooner. Drawn clips have flat patches, whose normalised pixels would be noise. Still, no run of
-    this preset has beaten its untrained twin: see docs/methods/masked.md.
+    which are learned from sooner. Drawn clips have flat patches, whose normalised pixels would be noise. Still, no run
+    of this preset has beaten its untrained twin: see docs/methods/masked.md.
     """
     return Run(
         method=Config(

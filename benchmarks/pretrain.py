@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from visrep.config import Optim, Run
 from visrep.data import CanvasSet, Loader, open_source
-from visrep.encoders import NAMED
+from visrep.encoders import NAMED, ResNet
 from visrep.engine import _Objective, _State, at_step, build_fabric, take_step
 from visrep.methods.contrastive import simclr
 from visrep.methods.distillation import dino
@@ -46,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import _torchvision  # noqa: F401 - declares operators that CPU builds of torch lack, before lightly is imported
 
 ENCODER = NAMED["resnet_narrow"]
+assert isinstance(ENCODER, ResNet)
 OPTIM = Optim(lr=Constant(1e-3), lr_scaling="none", weight_decay=Constant(0.05))
 
 

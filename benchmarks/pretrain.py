@@ -45,8 +45,9 @@ from visrep.views import TwoViews, draw
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import _torchvision  # noqa: F401 - declares operators that CPU builds of torch lack, before lightly is imported
 
-ENCODER = NAMED["resnet_narrow"]
-assert isinstance(ENCODER, ResNet)
+NARROW = NAMED["resnet_narrow"]
+assert isinstance(NARROW, ResNet)
+ENCODER: ResNet = NARROW
 OPTIM = Optim(lr=Constant(1e-3), lr_scaling="none", weight_decay=Constant(0.05))
 
 

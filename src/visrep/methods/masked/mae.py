@@ -168,6 +168,14 @@ def small32() -> Run[Config]:
     )
 
 
+def small64() -> Run[Config]:
+    """64-px images, a narrow ViT on as many patches; six minutes on two cores for 10,000 images."""
+    run = small32()
+    encoder = ViT(image=64, patch=8, width=192, depth=6, heads=6, position="sincos", cls=False)
+    method = replace(run.method, encoder=encoder, views=OneView(replace(PLAIN, size=64)))
+    return replace(run, method=method, epochs=15)
+
+
 def imagenette128() -> Run[Config]:
     """128-px images, ViT-S/16. Unverified: not run here."""
     return Run(

@@ -1,0 +1,169 @@
+"""Is continuing from public weights worth it? Linear probe and kNN before and after, with the guard on and off.
+
+    python benchmarks/continued.py --starts pip:mobilenet_v2 pip:efficientnet_lite0 --data flowers --name flowers
+
+continues every start on the unlabelled images with every recipe, seed and act of the guard, judges start and end on the
+held-out images of the same size, and writes ``records/continued_NAME.json``; `python docs/generate.py` puts the table
+into docs/continue.md. Runs are kept in ``--runs`` and reused when they are there. Labels of training images are seen
+by the guard (its kNN) and by the probes, never by the training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+import visrep
+from visrep.config import Adapt, save_json
+from visrep.data import open_splits
+from visrep.evaluation.evaluate import evaluate
+from visrep.evaluation.results import Result
+from visrep.method import Encoder
+from visrep.rundir import RunFolder
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {
+    "careful": Adapt(train_blocks=2, freeze_epochs=0.5),
+    "careless": Adapt(freeze_epochs=0.0, lr_scale=1.0, layer_decay=1.0),
+}
+"""the recipe of docs/continue.md for a CPU; and everything at once at the full rate, heads still at random"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to continue, how, on what."""
+
+    starts: tuple[str, ...]
+    """encoders as `--init` takes them; a run folder is continued at its own size"""
+    method: str = "simclr:small32"
+    data: str
+    """images with a test part, both with labels"""
+    name: str
+    """of the data set"""
+    size: int = 96
+    epochs: float = 3
+    batch: int = 64
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    guards: tuple[str, ...] = ("off", "rollback")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    precision: str = "bf16-mixed"
+    runs: Path = Path("runs/continued")
+
+
+def short(start: str) -> str:
+    """A name for files: that of the run folder, or what stands behind the colon."""
+    return Path(start).name if Path(start).exists() else start.rpartition(":")[2].replace("/", "_")
+
+
+def seen_at(encoder: Encoder, size: int) -> Encoder:
+    """The encoder, given whole images of ``size`` pixels a side, 0 for its own."""
+    if size:
+        encoder.preprocessing = replace(encoder.preprocessing, size=size, ratio=1.0)
+    return encoder
+
+
+def judged(encoder: Encoder, settings: Settings, keep: Path) -> dict[str, Result]:
+    """kNN with 20 neighbours and the linear probe, by name."""
+    train, test = open_splits(settings.data)
+    if test is None:
+        raise SystemExit(f"{settings.data} has no test part: without it there is no before and after.")
+    found = evaluate(encoder, train, test, protocols=("knn", "linear"), baselines=False, keep=keep)
+    return {
+        "knn": next(r for r in found.results if r.protocol == "knn" and r.settings["k"] == 20),
+        "linear": next(r for r in found.results if r.protocol == "linear"),
+    }
+
+
+def remembered(file: Path, encoder: Encoder, settings: Settings) -> dict[str, dict[str, Any]]:
+    """`judged`, from the file when it was written before."""
+    if not file.exists():
+        found = judged(encoder, settings, file.parent / "features")
+        save_json(file, {name: asdict(result) for name, result in found.items()})
+    return json.loads(file.read_text())
+
+
+def continued(start: str, recipe: str, guard: str, seed: int, settings: Settings, size: int) -> dict[str, Any]:
+    """One run: trained or found, and judged."""
+    folder = settings.runs / f"{short(start)}-{settings.name}-{recipe}-{guard}-{seed}"
+    if not (folder / "encoder.json").exists() or not RunFolder(folder).metrics("epoch"):
+        visrep.pretrain(
+            settings.method,
+            settings.data,
+            str(folder),
+            init=start,
+            epochs=settings.epochs,
+            batch=settings.batch,
+            seed=seed,
+            overrides={
+                "adapt": replace(RECIPES[recipe], size=size),
+                "guard.act": guard,
+                "monitor_epochs": 1,
+                "limit": 0,
+                "precision": settings.precision,
+            },
+        )
+    results = remembered(folder / "after.json", seen_at(visrep.load_encoder(folder), size), settings)
+    steps, kept = RunFolder(folder).metrics("step"), RunFolder(folder).metrics("retention")
+    return {
+        "seed": seed,
+        "results": results,
+        "steps": steps[-1]["step"],
+        "cpu_seconds": round(steps[-1]["cpu_seconds"], 1),
+        "kept_step": max((line["step"] for line in kept if line["kept"]), default=0) if kept else None,
+        "said": [line["lost"] for line in kept if line["lost"]],
+        "cka": [round(line["cka"]["data"], 3) for line in kept],
+    }
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of each protocol."""
+    found = {}
+    for protocol in ("knn", "linear"):
+        values = [run["results"][protocol]["value"] for run in runs]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        found[protocol] = {"mean": round(statistics.mean(values), 2), "sd": round(spread, 2)}
+    return found
+
+
+def main(settings: Settings) -> None:
+    rows = []
+    for start in settings.starts:
+        own = visrep.load_encoder(start).preprocessing.size
+        size = min(own, settings.size)
+        before = {}
+        for side in dict.fromkeys((size, own)):
+            file = settings.runs / f"{short(start)}-{settings.name}-before-{side}" / "before.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            before[side] = remembered(file, seen_at(visrep.load_encoder(start), side), settings)
+        for recipe in settings.recipes:
+            for guard in settings.guards:
+                runs = [continued(start, recipe, guard, seed, settings, size) for seed in settings.seeds]
+                row = {"start": short(start), "size": size, "recipe": recipe, "guard": guard}
+                rows.append(row | {"before": before, "after": over_seeds(runs), "runs": runs})
+                print(row, {p: before[size][p]["value"] for p in ("knn", "linear")}, rows[-1]["after"], flush=True)
+    save_json(
+        ROOT / "records" / f"continued_{settings.name}.json",
+        {
+            "command": shlex.join(["python", "benchmarks/continued.py", *sys.argv[1:]]),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+            "method": settings.method,
+            "epochs": settings.epochs,
+            "batch": settings.batch,
+            "recipes": {name: asdict(RECIPES[name]) for name in settings.recipes},
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

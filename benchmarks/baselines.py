@@ -1,7 +1,8 @@
 """The untrained twin and raw pixels, judged once for all runs that share them.
 
 Both depend on the architecture, the seed and the images, not on the method: runs in one folder that agree on these
-get one set of numbers, copied with the name of the run in which they were measured.
+get one set of numbers, copied with the name of the run in which they were measured. What two runs must agree on is
+known before anything is judged, so the trained encoder is judged once either way.
 """
 
 from __future__ import annotations
@@ -9,14 +10,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import visrep
+from visrep.data import Source
+from visrep.evaluation.dense.opening import open_for
+from visrep.evaluation.fingerprint import fingerprint
+from visrep.evaluation.sides import labelled_sides
+
 SHARED = ("train", "test", "image", "protocols", "seed", "versions")
 """what two fingerprints agree on when their baselines are the same numbers"""
+
+
+def mark_of(folder: Path, train: Source, test: Source | None, protocols: tuple[str, ...], seed: int) -> dict:
+    """The fingerprint that an evaluation of this run will have, before it is made."""
+    sides = labelled_sides(*open_for(protocols, train, test), seed=seed)
+    made = fingerprint(visrep.load_encoder(folder), *sides, [], seed=seed)
+    return {**made, "protocols": sorted({*protocols})}
 
 
 def known_baselines(folder: Path, mark: dict) -> tuple[Path, list[dict]] | None:
     """Results of the twin and of pixels from another run beside this one, with its folder; or None.
 
-    ``mark``: the fingerprint of this run's evaluation. The other must have the same encoder and preprocessing.
+    ``mark``: what `mark_of` gives for this run. The other must have the same encoder and preprocessing.
     """
     encoder = json.loads((folder / "encoder.json").read_text())
     for other in sorted(folder.parent.iterdir()):

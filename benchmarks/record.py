@@ -22,9 +22,9 @@ import torch
 import tyro
 
 import visrep
-from baselines import known_baselines
+from baselines import known_baselines, mark_of
 from visrep.config import save_json
-from visrep.data import open_source, open_splits
+from visrep.data import Source, open_source, open_splits
 from visrep.evaluation.results import variant
 from visrep.rundir import RunFolder
 
@@ -56,6 +56,7 @@ class Record:
     poolings: tuple[str, ...] = ("auto",)
     runs: Path = Path("runs/records")
     encoder: str = ""
+    """name of one in place of the preset's; the record is then kept in records/encoders/"""
     set: tuple[str, ...] = ()
     """overrides, field=value with a JSON value: method.tau=0.2"""
 
@@ -65,9 +66,14 @@ def parse(override: str) -> tuple[str, object]:
     return name, json.loads(value)
 
 
+def named(record: Record) -> str:
+    """What files and folders are called: METHOD-PRESET-DATA, and the encoder where it is not the preset's."""
+    return "-".join(filter(None, (*record.method.split(":"), record.name, record.encoder)))
+
+
 def train_and_judge(record: Record, seed: int) -> dict:
     """One seed: its run folder, reused when finished."""
-    folder = record.runs / f"{record.method.replace(':', '-')}-{record.name}-{seed}"
+    folder = record.runs / f"{named(record)}-{seed}"
     if not (folder / "encoder.json").exists():
         commit = git_commit()  # before the hours of training in which others may commit
         visrep.pretrain(
@@ -103,23 +109,31 @@ def git_commit() -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def judge(record: Record, folder: Path, seed: int) -> None:
-    """Write the run's evaluation.json."""
-    # The first rows exactly, not the first of every class: the yardstick is the same for everybody.
+def yardstick(record: Record) -> tuple[Source, Source | None]:
+    """Images to fit on and to judge: the first rows, not the first of every class, so that they are everybody's."""
     train, test = open_splits(record.data)
-    train = open_source(train, limit=record.limit)
     held_out = record.test or test
-    test = open_source(held_out, limit=record.test_limit) if held_out else None
-    judged = {"test": test, "protocols": record.protocols, "poolings": record.poolings, "seed": seed}
-    visrep.evaluate(folder, train, **judged, baselines=False)
-    file = folder / "evaluation.json"
-    found = json.loads(file.read_text())
-    known = known_baselines(folder, found["fingerprint"])
-    if known is None:
-        file.unlink()  # half an evaluation must not be taken for one
-        visrep.evaluate(folder, train, **judged)
-    else:
+    judged = open_source(held_out, limit=record.test_limit) if held_out else None
+    return open_source(train, limit=record.limit), judged
+
+
+def judge(record: Record, folder: Path, seed: int) -> None:
+    """Write the run's evaluation.json: the trained encoder judged once, its baselines only where no run has them."""
+    train, test = yardstick(record)
+    known = known_baselines(folder, mark_of(folder, train, test, record.protocols, seed))
+    visrep.evaluate(
+        folder,
+        train,
+        test=test,
+        protocols=record.protocols,
+        poolings=record.poolings,
+        baselines=known is None,
+        seed=seed,
+    )
+    if known is not None:
         source, results = known
+        file = folder / "evaluation.json"
+        found = json.loads(file.read_text())
         found["results"] += results
         found["warnings"].append(f"untrained twin and pixels as measured for {source.name}")
         save_json(file, found)
@@ -177,6 +191,7 @@ def main(record: Record) -> None:
         "method": method,
         "preset": preset,
         "data": record.name,
+        "encoder": record.encoder,
         "protocol": record.claim,
         "pooling": claim["pooling"],
         "metric": claim["metric"],
@@ -190,7 +205,8 @@ def main(record: Record) -> None:
         "summary": summary,
         "seeds": seeds,
     }
-    file = ROOT / "records" / f"{method}-{preset}-{record.name}.json"
+    # Those of other encoders compare these, not methods.
+    file = ROOT / "records" / ("encoders" if record.encoder else "") / f"{named(record)}.json"
     save_json(file, about)
     print(json.dumps({key: about[key] for key in ("method", "data", "verified", "trained", "seconds")}))
     for row in summary:

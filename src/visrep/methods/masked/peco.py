@@ -5,8 +5,8 @@
 f: an encoder that gets a mask token in place of each hidden patch; h: a linear map to k logits; token(x): what
 `peco_tokenizer`, trained before and frozen, calls each patch of the whole image. Dong et al. 2021, arXiv:2111.12710.
 
-Verified against: nothing of its own, as no code is public; network, loss and gradients equal BEiT's official ones,
-1e-9.
+Verified against: the official network, loss and gradients of BEiT, which PeCo takes over, 1e-9; of its own no code is
+public.
 Deviations: those of beit and of peco_tokenizer; crop and flip only.
 """
 

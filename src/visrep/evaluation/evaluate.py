@@ -10,15 +10,13 @@ import torch
 
 from visrep.data.canvas import canvas_size
 from visrep.data.dense import DenseSource
-from visrep.data.source import Source, Subset
-from visrep.data.split import stratified_split
+from visrep.data.source import Source
 from visrep.encoders import applied_to
 from visrep.evaluation.dense.judging import judge_dense
 from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.dense.sitting import ReadOut
 from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.fingerprint import fingerprint
-from visrep.evaluation.labels import check_classes, first_of_each_class, labels_of, numbered_as
 from visrep.evaluation.poolings import LAST_4, check_poolings, last_layers
 from visrep.evaluation.protocols import (
     ALL,
@@ -30,11 +28,10 @@ from visrep.evaluation.protocols import (
 )
 from visrep.evaluation.results import Result
 from visrep.evaluation.robustness.registry import EVERY_LAYER
+from visrep.evaluation.sides import TEST_SHARE, labelled_sides
 from visrep.evaluation.sitting import Asked, Sitting
 from visrep.method import Encoder
 
-TEST_SHARE = 0.2
-"""of each class, when no test images are given"""
 FEW = 200
 """test images below which intervals are too wide for most questions"""
 SMALL = 2**30
@@ -151,7 +148,7 @@ def _by_labels(
 ) -> Evaluation:
     fifth = "a fifth of each class" if train.groups is None else "a fifth of each class's videos"
     origin = f"{train.name}: {fifth}, seed {seed}" if test is None else test.name
-    train, test = _split(train, test, *limits, seed)
+    train, test = labelled_sides(train, test, limit=limits[0], test_limit=limits[1], seed=seed)
     size = canvas_size(train, encoder.preprocessing.size)
     sides = Side(train, size, progress), Side(test, size, progress)
     encoder = applied_to(encoder, train.frames)
@@ -239,22 +236,3 @@ def _asked(
         extracted |= {*range(1, depth + 1)}
     tokens = any(name in ON_TOKENS for name in protocols)
     return Asked(depth, wanted, poolings, tuple(sorted(extracted)), tokens)
-
-
-def _split(
-    train: Source, test: Source | None, limit: int, test_limit: int, seed: int
-) -> tuple[Source, Source]:
-    """Images to fit on and images to judge, with usable labels in one numbering."""
-    labels = labels_of(train)
-    check_classes(train, labels)
-    if test is None:
-        fitted, judged = stratified_split(labels, TEST_SHARE, seed, train.groups)
-        train, test = Subset(train, fitted), Subset(train, judged)
-    else:
-        test = numbered_as(train, test)
-    train, test = (
-        Subset(source, first_of_each_class(labels_of(source), n))
-        for source, n in ((train, limit), (test, test_limit))
-    )
-    check_classes(train, labels_of(train))
-    return train, test

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import replace
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from visrep.encoders.checks import check_images, check_layers, check_whole
@@ -24,7 +25,8 @@ class TimmEncoder(Encoder):
                 f"timm's {type(own).__name__} has no forward_intermediates, which is needed here."
             )
         self.config = config
-        self.model = model
+        # as convolutional networks want it on CPUs and tensor cores; the few 4-D weights of others do not mind
+        self.model = model.to(memory_format=torch.channels_last)
         self.width, self.depth = own.num_features, len(own.feature_info)
         self.stride = own.feature_info[-1]["reduction"]
         self.preprocessing = Preprocessing(224)
@@ -48,7 +50,11 @@ class TimmEncoder(Encoder):
         indices = sorted({*layers, self.depth})
         own: Any = self.model
         last, states = own.forward_intermediates(
-            images, indices=[layer - 1 for layer in indices], norm=True, output_fmt="NCHW", **self.options
+            images.contiguous(memory_format=torch.channels_last),
+            indices=[layer - 1 for layer in indices],
+            norm=True,
+            output_fmt="NCHW",
+            **self.options,
         )
         found = {layer: self._tokens(state) for layer, state in zip(indices, states, strict=True)}
         found[self.depth] = self._last(last, found[self.depth])

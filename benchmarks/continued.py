@@ -34,9 +34,10 @@ from visrep.rundir import RunFolder
 ROOT = Path(__file__).parents[1]
 RECIPES = {
     "careful": Adapt(train_blocks=2, freeze_epochs=0.5),
+    "standard": Adapt(),
     "careless": Adapt(freeze_epochs=0.0, lr_scale=1.0, layer_decay=1.0),
 }
-"""the recipe of docs/continue.md for a CPU; and everything at once at the full rate, heads still at random"""
+"""that of docs/continue.md for a CPU; the defaults; and everything at once at the full rate, heads still at random"""
 
 
 @dataclass(frozen=True, kw_only=True)

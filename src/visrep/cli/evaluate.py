@@ -20,6 +20,7 @@ def evaluate(
     size: int = 0,
     read_out: Literal["tokens", "pyramid"] = "tokens",
     keep: bool = True,
+    out: str = "",
     seed: int = 0,
 ) -> None:
     """Judge the encoder of a run on labelled images or on masks; a table here, evaluation.json in the run folder.
@@ -31,10 +32,10 @@ def evaluate(
             Annotations/, or playground
         test: held-out labelled images; default: the test or val part of data, else a fifth of it
         protocols: all (that leave the encoder as it is), or some of: knn, knn-loo, linear, linear-dino, linear-dinov2,
-            linear-mae, fewlabels, attentive, attentive-vjepa, attentive-efficient, episodes, clustering, retrieval,
-            retrieval-within, copies, corruptions, shifts, backgrounds, ood-layers, linear-dinov2@paper, finetune,
-            finetune-mae, finetune-mae-large; the last three also with few labels: finetune:10% or finetune:5 (of each
-            class). On images with masks: segmentation, hummingbird, depth, attention-masks, discovery-lost,
+            linear-mae, fewlabels, attentive, attentive-vjepa, attentive-vjepa2 (hours without an accelerator; not in
+            all), attentive-efficient, episodes, clustering, retrieval, retrieval-within, copies, corruptions, shifts,
+            backgrounds, ood-layers, linear-dinov2@paper, attentive-vjepa2@paper, finetune, finetune-mae,
+            finetune-mae-large; the last three also with few labels: finetune:10% or finetune:5 (of each class). On images with masks: segmentation, hummingbird, depth, attention-masks, discovery-lost,
             discovery-tokencut, propagation, correspondence. See docs/protocols.md
         layers: layers to judge besides the last one, 1 = first, or all
         poolings: auto, cls, mean, cls+mean, last-4
@@ -44,6 +45,7 @@ def evaluate(
         size: side in pixels of the squares that dense protocols see; default: twice that of the encoder
         read_out: what the probes of dense protocols read: the patches of a layer, or maps of several resolutions
         keep: keep features in the run folder, so that another call needs no pass over the images
+        out: file for the results; default: evaluation.json in the run folder, and none for a public encoder
         seed: of splits, bootstrap and the untrained encoder
     """
     from visrep import api
@@ -62,6 +64,7 @@ def evaluate(
         size=size,
         read_out=read_out,
         keep=keep,
+        out=out or None,
         seed=seed,
         progress=True,
     )

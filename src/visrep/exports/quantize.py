@@ -21,9 +21,10 @@ from visrep.data.source import Subset
 from visrep.data.split import stratified_split
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.onnx import load_onnx
-from visrep.evaluation.evaluate import TEST_SHARE, evaluate
+from visrep.evaluation.evaluate import evaluate
 from visrep.evaluation.features import centred
 from visrep.evaluation.results import Result, from_headline
+from visrep.evaluation.sides import TEST_SHARE
 from visrep.exports.onnx import FILE, INPUT
 from visrep.exports.traced import quietly
 from visrep.method import Preprocessing

@@ -1,0 +1,172 @@
+"""How good is it? Encoders judged by labels and masks: one, on several data sets, or several beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from visrep.api.use import load_encoder
+
+if TYPE_CHECKING:
+    from visrep.data import Source
+    from visrep.evaluation.evaluate import Evaluation
+    from visrep.evaluation.standings import Comparison
+    from visrep.evaluation.suite import Suite
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | Source | Sequence,
+    *,
+    test: str | Path | Source | Sequence | None = None,
+    protocols: tuple[str, ...] = ("knn", "linear"),
+    layers: tuple[int, ...] | Literal["all"] = (),
+    poolings: tuple[str, ...] = ("auto",),
+    baselines: bool = True,
+    limit: int = 0,
+    test_limit: int = 0,
+    size: int = 0,
+    read_out: Literal["tokens", "pyramid"] = "tokens",
+    keep: bool = True,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Judge the encoder of a run on labelled images; writes evaluation.json into the run folder, or the file ``out``.
+
+    ``run`` may be any encoder that `load_encoder` knows; nothing is written then without ``out``. ``protocols`` of
+    ("all",) are those that leave the encoder as it is. A file of the same images and weights keeps the protocols that
+    it has, one of others is put beside it. With ``keep``, features stay in ``features`` of the run folder (of public
+    encoders in the user's cache), so that the next call needs no pass over the images.
+
+    Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
+    ``limit`` and ``test_limit`` keep the first images of every class, in proportion. Dense protocols (segmentation,
+    hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`);
+    ``read_out="pyramid"`` gives their probes maps of several resolutions (see `Pyramid`).
+    """
+    from visrep.data.cache import default_folder
+    from visrep.encoders.pretrained.resolve import is_public
+    from visrep.evaluation.dense.opening import open_for
+    from visrep.evaluation.evaluate import evaluate
+    from visrep.evaluation.sheet import save_sheet
+    from visrep.machine import default_device, keep_freed_memory
+
+    keep_freed_memory()
+    public = is_public(run)
+    folder = default_folder().parent / "features" if public else Path(run) / "features"
+    train, held_out = open_for(protocols, data, test)
+    result = evaluate(
+        load_encoder(run),
+        train,
+        held_out,
+        protocols=protocols,
+        layers=layers,
+        poolings=poolings,
+        baselines=baselines,
+        limit=limit,
+        test_limit=test_limit,
+        size=size,
+        read_out=read_out,
+        keep=folder if keep else None,
+        device=default_device(),
+        seed=seed,
+        progress=progress,
+    )
+    path = Path(out) if out is not None else None if public else Path(run) / "evaluation.json"
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_sheet(path, result)
+    return result
+
+
+def suite(
+    encoder: str | Path,
+    data: Sequence[str],
+    *,
+    protocols: tuple[str, ...] = ("linear",),
+    train: int = 1000,
+    test_limit: int = 0,
+    baselines: bool = True,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Suite:
+    """Judge an encoder on several labelled data sets and take the mean, in the style of VTAB-1k.
+
+    Of each data set ``train`` training images are kept, a fifth of which chooses settings; 0 keeps all. Writes
+    suite.json into the run folder, or the file ``out``; of a public encoder nothing is written without ``out``.
+    """
+    from visrep.config import save_json
+    from visrep.encoders.pretrained.resolve import is_public
+    from visrep.evaluation.dense.opening import open_for
+    from visrep.evaluation.evaluate import evaluate
+    from visrep.evaluation.suite import run_suite
+    from visrep.machine import default_device
+
+    network = load_encoder(encoder)
+
+    def evaluate_one(name: str) -> Evaluation:
+        fitted, judged = open_for(protocols, name, None)
+        return evaluate(
+            network,
+            fitted,
+            judged,
+            protocols=protocols,
+            baselines=baselines,
+            limit=train,
+            test_limit=test_limit,
+            device=default_device(),
+            seed=seed,
+            progress=progress,
+        )
+
+    found = run_suite(data, evaluate_one)
+    path = Path(out) if out is not None else None if is_public(encoder) else Path(encoder) / "suite.json"
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_json(path, {"encoder": str(encoder), **found.to_json()})
+    return found
+
+
+def compare(
+    entries: Sequence[str | Path],
+    data: str = "",
+    *,
+    labelled: str = "",
+    budget: str = "",
+    preset: str = "small32",
+    encoder: str = "",
+    out: str | Path = "runs/compare",
+    seed: int = 0,
+    protocols: tuple[str, ...] = ("knn", "linear"),
+    limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    labels: bool = True,
+    select: str = "",
+    progress: bool = False,
+) -> Comparison:
+    """Train methods under one budget and judge them, and finished runs, alike; writes comparison.json and .html.
+
+    ``entries`` are run folders and methods (``name``, ``name:preset``, your own file); a method is trained in
+    ``<out>/<name>``, or continued, or left as it is when it was finished there under the same terms. ``budget`` is
+    a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.
+    Judged on ``labelled``, else ``data``, as in `evaluate`; without labels, or with ``labels=False``, the order is by
+    ``select`` (rankme, lidar, alpha-req, clid, ...; default rankme), which says little. ``encoder`` and
+    ``overrides`` are common to all methods that are trained; ``limit`` is how many images they and the probes are
+    trained on.
+    """
+    from visrep.comparison.candidates import Common
+    from visrep.comparison.compare import compare
+
+    return compare(
+        entries,
+        Common(data, preset, encoder, seed, limit, overrides or {}),
+        labelled=labelled,
+        budget=budget,
+        out=Path(out),
+        protocols=protocols,
+        labels=labels,
+        select=select,
+        progress=progress,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from torch import Tensor
 from test_evaluate import SIZE, images, resnet, vit
 from visrep.analysis.report_layers import layer_curves
 from visrep.data import CanvasSet, Subset
-from visrep.evaluation import feature_cache, sitting
+from visrep.evaluation import eviction, feature_cache, sitting
 from visrep.evaluation.evaluate import Evaluation, evaluate
 from visrep.evaluation.features import Features, extract
 from visrep.evaluation.poolings import LAST_4, POOLINGS, assemble, beside, last_layers
@@ -132,6 +133,69 @@ def test_unreadable_images_are_remembered(tmp_path: Path) -> None:
     assert second.notes and first.results == second.results
 
 
+def aged(folder: Path) -> list[Path]:
+    """The files of a folder, said to have been used long ago, and in the order in which they were made."""
+    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for hours, path in enumerate(files, start=1):
+        os.utime(path, (3600 * hours, 3600 * hours))
+    return files
+
+
+def test_features_used_least_recently_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = Passes(monkeypatch)
+    for seed in (1, 2):  # the training images are the same
+        evaluate(vit(), images(60), images(30, seed=seed), protocols=("knn",), keep=tmp_path, baselines=False)
+    *others, second = aged(tmp_path)
+    assert len(others) == 2
+    again = judged(tmp_path, "knn", baselines=False)  # reads the oldest two
+    assert passes.count == 3 and not [note for note in again.notes if "deleted" in note]
+    size = sum(path.stat().st_size for path in (*others, second))
+    monkeypatch.setenv(eviction.VARIABLE, str((size + 500) / 2**30))  # one more is one too many
+    found = evaluate(
+        vit(), images(60), images(30, seed=3), protocols=("knn",), keep=tmp_path, baselines=False
+    )
+    assert {*others} < {*tmp_path.iterdir()} and not second.exists()
+    (said,) = [note for note in found.notes if "deleted" in note]
+    assert said.startswith("1 of the files of features") and eviction.VARIABLE in said
+    kept = judged(tmp_path, "knn", baselines=False)
+    assert passes.count == 4 and kept.results == again.results
+
+
+def test_features_of_the_sitting_stay_however_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged(tmp_path, "knn", baselines=False, encoder=vit(width=48))
+    earlier = aged(tmp_path)
+    (tmp_path / "mine.txt").write_text("not features")
+    monkeypatch.setenv(eviction.VARIABLE, "0")
+    passes = Passes(monkeypatch)
+    first = judged(tmp_path, "knn")
+    assert not any(path.exists() for path in earlier) and (tmp_path / "mine.txt").exists()
+    assert passes.count == 4 and len([*tmp_path.glob("*.safetensors")]) == 6  # two of raw pixels
+    assert judged(tmp_path, "knn").results == first.results and passes.count == 4
+
+
+def test_only_what_is_too_much_goes(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in "abcd"]
+    for age, path in enumerate(files):
+        path.write_bytes(bytes(10))
+        os.utime(path, (age, age))
+    assert eviction.evict([*files, tmp_path / "gone"], 40, ()) == []
+    assert eviction.evict(files, 25, {files[0]}) == files[1:3]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a", "d"]
+
+
+@pytest.mark.parametrize(("given", "size"), [("", 20), ("1.5", 1.5), ("0", 0), ("inf", np.inf)])
+def test_the_bound_is_a_setting(monkeypatch: pytest.MonkeyPatch, given: str, size: float) -> None:
+    monkeypatch.setenv(eviction.VARIABLE, given)
+    assert feature_cache.FeatureStore(None).most == size * 2**30
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "nan", "2 GiB"])
+def test_a_bound_that_is_none(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(eviction.VARIABLE, given)
+    with pytest.raises(ValueError, match=rf"VISREP_FEATURES_GIB='{given}': use a number of GiB"):
+        judged(None, "knn")
+
+
 def test_poolings_are_put_together_from_one_pass() -> None:
     encoder, canvases = vit(depth=5), CanvasSet(images(8), SIZE)
     everything = extract(
@@ -179,6 +243,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schedules of a few steps."""
     monkeypatch.setattr("visrep.evaluation.probe_training.LEAST_STEPS", 1)
     monkeypatch.setattr("visrep.evaluation.attentive.EPOCHS", 1)
+    monkeypatch.setattr("visrep.evaluation.attentive.LEAST_STEPS", 1)
 
 
 def test_all_is_what_applies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from visrep.evaluation.attentive import AttentiveProbe, attentive
+from visrep.evaluation.attentive import AttentiveProbe, AttentiveProbes, attentive
 from visrep.evaluation.knn import knn, knn_accuracy
 from visrep.evaluation.linear import fit, in_their_span, linear, standardise
 from visrep.evaluation.protocols import check_protocols
@@ -140,15 +140,32 @@ def test_one_class_is_an_error() -> None:
 
 
 def test_attentive_pooling_is_multi_head_attention() -> None:
+    """Of two probes read at once, each is BatchNorm, projections of all tokens, and torch's attention."""
     rng = torch.Generator().manual_seed(0)
-    probe = AttentiveProbe(d=12, k=3, heads=4, rng=rng).eval()
-    tokens = torch.randn(5, 7, 12, generator=rng)
-    x = tokens / math.sqrt(1 + 1e-6)  # BatchNorm with fresh statistics
-    k, v = (x @ w.flatten(0, 1).T for w in (probe.key, probe.value))  # b p d
-    q = probe.query[None, :, None].expand(5, -1, -1, -1)  # b h 1 e
-    k, v = (part.unflatten(-1, (4, 3)).transpose(1, 2) for part in (k, v))
-    pooled = torch.nn.functional.scaled_dot_product_attention(q, k, v)  # b h 1 e
-    torch.testing.assert_close(probe(tokens), pooled.flatten(1) @ probe.head)
+    probes = [AttentiveProbe(d=12, k=3, heads=4, rng=rng) for _ in range(2)]
+    together, norm = AttentiveProbes(probes), torch.nn.BatchNorm1d(12, affine=False, eps=1e-6)
+    for training in (True, True, False):
+        together.train(training)
+        norm.train(training)
+        tokens = 3 * torch.randn(5, 7, 12, generator=rng) + 1
+        x = norm(tokens.transpose(1, 2)).transpose(1, 2)
+        for probe, logits in zip(probes, together(tokens), strict=True):
+            k, v = (x @ w.flatten(0, 1).T for w in (probe.key, probe.value))  # b p d
+            q = probe.query[None, :, None].expand(5, -1, -1, -1)  # b h 1 e
+            k, v = (part.unflatten(-1, (4, 3)).transpose(1, 2) for part in (k, v))
+            pooled = torch.nn.functional.scaled_dot_product_attention(q, k, v)  # b h 1 e
+            torch.testing.assert_close(logits, pooled.flatten(1) @ probe.head, atol=1e-6, rtol=1e-4)
+
+
+def test_attentive_probes_do_not_see_each_other() -> None:
+    """Chosen of three or tried alone: the same probe."""
+    (tokens, labels), (test, _) = needles(300, 0), needles(50, 1)
+    (several,) = attentive(tokens, labels, test, epochs=3)
+    lr = several.settings["lr"]
+    assert isinstance(lr, float)
+    (alone,) = attentive(tokens, labels, test, epochs=3, lrs=(lr,))
+    assert several.settings == alone.settings
+    assert torch.equal(several.predicted, alone.predicted)
 
 
 def needles(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -163,11 +180,11 @@ def needles(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def test_attentive_finds_what_the_mean_hides() -> None:
     (tokens, labels), (test, answers) = needles(1500, 0), needles(300, 1)
-    (prediction,) = attentive(tokens, labels, test, lrs=(1e-2,))
+    (prediction,) = attentive(tokens, labels, test, lrs=(1e-2,), epochs=20)
     assert (prediction.predicted == answers).float().mean() > 0.9
     (mean,) = linear(tokens.float().mean(1), labels, test.float().mean(1))
     assert (mean.predicted == answers).float().mean() < 0.6
-    (again,) = attentive(tokens, labels, test, lrs=(1e-2,))
+    (again,) = attentive(tokens, labels, test, lrs=(1e-2,), epochs=20)
     assert torch.equal(prediction.predicted, again.predicted)
 
 

@@ -15,8 +15,10 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+
+from visrep.evaluation.results import Inapplicable, Setting
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,6 +36,8 @@ class Published:
     """peak, of this batch"""
     warmup: float = 0.0
     """epochs"""
+    start: float = 0.0
+    """learning rate where the warm-up begins"""
     by_epoch: bool = False
     """whether the learning rate moves only between epochs"""
     weight_decay: float = 0.0
@@ -51,8 +55,12 @@ class Published:
         """After so many epochs."""
         epoch = math.floor(epoch) if self.by_epoch else epoch
         if epoch < self.warmup:
-            return self.lr * epoch / self.warmup
+            return self.start + (self.lr - self.start) * epoch / self.warmup
         return self.lr * (1 + math.cos(math.pi * (epoch - self.warmup) / (self.epochs - self.warmup))) / 2
+
+    def settings(self, n: int) -> dict[str, Setting]:
+        """What a result says of the schedule, for a set of ``n`` images."""
+        return {"lr": self.lr, "epochs": self.epochs, "batch": self.batch_for(n), "steps": self.steps(n)}
 
     def weight_decay_at(self, epoch: float) -> float:
         falls = (1 + math.cos(math.pi * epoch / self.epochs)) / 2
@@ -104,8 +112,19 @@ def seeded(build: Callable[[], M], seed: int) -> M:
 
 @torch.no_grad()
 def predict(probe: nn.Module, x: Float[Tensor, "m *d"]) -> Int64[Tensor, " m"]:
-    """The number of the most likely class of each image."""
-    return torch.cat([probe(rows.float()).argmax(-1) for rows in x.split(1024)])
+    """The number of the most likely class of each image. Raises Inapplicable for a probe whose training diverged."""
+    logits = torch.cat([probe(rows.float()) for rows in x.split(1024)])
+    check_answered(logits.isfinite().all(-1))
+    return logits.argmax(-1)
+
+
+def check_answered(finite: Bool[Tensor, " m"]) -> None:
+    """Raises Inapplicable unless the answers for all images are finite."""
+    if not finite.all():
+        raise Inapplicable(
+            f"the probe's training diverged: its answers for {int((~finite).sum())} of {len(finite)} images are not "
+            "finite. The published learning rate is too high for features as large as these. Use linear: it has none."
+        )
 
 
 def check_two_classes(classes: Tensor) -> None:

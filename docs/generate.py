@@ -11,6 +11,7 @@ from pathlib import Path
 from visrep.analysis.measures.registry import MEASURES
 from visrep.analysis.similarity.registry import SIMILARITIES
 from visrep.catalogue import Entry, catalogue, load_records, records_folder
+from visrep.evaluation.results import variant
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -30,6 +31,13 @@ with at least three seeds, the trained encoder beats its untrained twin and raw 
 
 SHOWN = {"linear": "linear probe", "knn k=20": "kNN-20", "attentive": "attentive probe"}
 """protocols of the tables, with their headings"""
+
+SHEETS_HEAD = """# Sheets
+
+Made by `python docs/generate.py` from `records/sheets/`: do not edit. Each is one command,
+`visrep evaluate ENCODER --data DATA --protocols all --out records/sheets/ENCODER-DATA.json`, of the last layer. In
+round brackets the 95 % interval, in square ones the untrained twin. Protocols: [protocols.md](protocols.md).
+"""
 
 METHODS_HEAD = """\
 # Methods
@@ -200,11 +208,113 @@ def diagnostics_page(text: str) -> str:
     return between(between(text, "measures", measures()), "worth", worth())
 
 
+def sheets() -> str:
+    """docs/sheets.md: what `visrep evaluate --protocols all` found, a table a data set, a column an encoder."""
+    parts = [SHEETS_HEAD]
+    files = sorted((records_folder() / "sheets").glob("*.json"))
+    for data in dict.fromkeys(file.stem.partition("-")[2] for file in files):
+        here = {
+            file.stem.partition("-")[0]: json.loads(file.read_text())
+            for file in files
+            if file.stem.partition("-")[2] == data
+        }
+        parts.append(
+            f"\n## {data}\n\n| protocol | metric | {' | '.join(here)} |\n|{'---|' * (2 + len(here))}\n"
+        )
+        found = {name: sheet_rows(sheet) for name, sheet in here.items()}
+        for key in dict.fromkeys(key for rows in found.values() for key in rows):
+            cells = [found[name].get(key, "") for name in here]
+            parts.append(f"| {key[0]} | {key[1]} | {' | '.join(cells)} |\n")
+        parts.append("\n")
+        parts.extend(f"- {name}: {sheet['split']}\n" for name, sheet in here.items())
+    return "".join(parts)
+
+
+def sheet_rows(sheet: dict) -> dict[tuple[str, str], str]:
+    """By protocol with its variant, and metric: the encoder with its interval, the untrained twin in brackets."""
+    last = max((result["layer"] for result in sheet["results"]), default=0)
+    rows: dict[tuple[str, str], str] = {}
+    twins = {
+        variant_of(result): result["value"] for result in sheet["results"] if result["encoder"] == "untrained"
+    }
+    for result in sheet["results"]:
+        key = variant_of(result)
+        if result["encoder"] != "trained" or result["layer"] != last or key in rows:
+            continue
+        twin = f" [{twins[key]:.1f}]" if key in twins else ""
+        rows[key] = f"{result['value']:.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f}){twin}"
+    return rows
+
+
+def variant_of(result: dict) -> tuple[str, str]:
+    found = variant(result["settings"])
+    return f"{result['protocol']} {found[0]}={found[1]}" if found else result["protocol"], result["metric"]
+
+
+def study(name: str) -> str:
+    """A study of continuing from weights: before and after, mean and deviation over seeds."""
+    file = records_folder() / f"continued_{name}.json"
+    if not file.exists():
+        return "Not measured yet.\n"
+    record = json.loads(file.read_text())
+    parts = [
+        f"{record['method']}, {record['epochs']:g} epochs, batch {record['batch']}, {record['machine']}; before and "
+        f"after on the same held-out images at the same size.\n\n",
+        "| start | px | recipe | guard | linear before | after | kNN-20 before | after | the guard | CPU s |\n",
+        f"|{'---|' * 10}\n",
+    ]
+    for row in record["rows"]:
+        before, after = row["before"][str(row["size"])], row["after"]
+        acted = sum(bool(run["said"]) for run in row["runs"])
+        said = (
+            "-" if row["guard"] == "off" else f"acted in {acted} of {len(row['runs'])}" if acted else "silent"
+        )
+        seconds = sum(run["cpu_seconds"] for run in row["runs"]) / len(row["runs"])
+        parts.append(
+            f"| {row['start']} | {row['size']} | {row['recipe']} | {row['guard']} "
+            f"| {before['linear']['value']:.1f} | {cell(after['linear'])} "
+            f"| {before['knn']['value']:.1f} | {cell(after['knn'])} | {said} | {seconds:.0f} |\n"
+        )
+    return "".join([*parts, f"\nMade by `{record['command']}`.\n"])
+
+
+def encoders() -> str:
+    """Records of encoders that one method trained alike, the preset's own among them, best linear probe first."""
+    files = sorted((records_folder() / "encoders").glob("*.json"))
+    others = [json.loads(file.read_text()) for file in files]
+    if not others:
+        return "Not measured yet.\n"
+    trained = {(record["method"], record["preset"], record["data"]) for record in others}
+    own = [
+        record for record in load_records() if (record["method"], record["preset"], record["data"]) in trained
+    ]
+    parts = [
+        "| encoder | method | data | kNN-20 | linear | CPU s | seeds |\n|---|---|---|---|---|---|---|\n",
+    ]
+    for record in sorted([*own, *others], key=lambda record: -claim(record)["trained"]["mean"]):
+        near = next((row for row in record["summary"] if row["protocol"] == "knn k=20"), None)
+        parts.append(
+            f"| {record.get('encoder') or 'the preset, a ViT'} | {record['method']}:{record['preset']} "
+            f"| {record['data']} | {beside(near) if near else ''} | {beside(claim(record))} | {record['cpu_seconds']['mean']:.0f} | "
+            f"{len(record['seeds'])} |\n"
+        )
+    return "".join(parts)
+
+
 def similarity_page(text: str) -> str:
     """docs/similarity.md with its table made anew."""
     parts = ["| measure | variant | what it is blind to, and what it can say |\n|---|---|---|\n"]
     parts.extend(f"| `{s.name}`: {s.title} | {s.variant} | {s.compares} |\n" for s in SIMILARITIES)
     return between(text, "similarities", "".join(parts))
+
+
+REMADE = {
+    "diagnostics.md": diagnostics_page,
+    "similarity.md": similarity_page,
+    "continue.md": lambda text: between(text, "study", study("flowers")),
+    "whitebox.md": lambda text: between(text, "encoders", encoders()),
+}
+"""pages that are written by hand but for their tables"""
 
 
 if __name__ == "__main__":
@@ -213,6 +323,7 @@ if __name__ == "__main__":
     for family in {entry.family for entry in catalogue()}:
         page = DOCS / f"methods/{family}.md"
         page.write_text(family_page(page.read_text() if page.exists() else f"# {family}\n\n", family))
-    for page, remade in (("diagnostics.md", diagnostics_page), ("similarity.md", similarity_page)):
+    (DOCS / "sheets.md").write_text(sheets())
+    for page, remade in REMADE.items():
         (DOCS / page).write_text(remade((DOCS / page).read_text()))
     README.write_text(readme(README.read_text()))

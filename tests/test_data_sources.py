@@ -296,6 +296,65 @@ def test_playground_spec() -> None:
         open_source("playground:n=0")
 
 
+# masks beside images
+
+
+def test_masks_are_no_images(tmp_path: Path) -> None:
+    images = ("images/cat/1.png", "images/dog/2.png", "more.png")
+    write(tmp_path, *images, "masks/cat/1.png", "masks/dog/2.png", "annotations/panoptic/1.png")
+    (tmp_path / "annotations" / "instances.json").write_text("{}")
+    source = open_source(tmp_path)
+    assert keys(source) == ["images/cat/1.png", "images/dog/2.png", "more.png"]
+    assert source.labels is None, "images and masks are no classes"
+    assert [note.split(":")[0] for note in source.notes] == [
+        "the images in annotations/ (1) were left out",
+        "the images in masks/ (2) were left out",
+    ]
+    assert open_source(tmp_path, limit=2).notes == source.notes
+    parts = tmp_path / "parts"
+    for part in ("train", "test"):
+        write(parts, f"{part}/images/1.png", f"{part}/masks/1.png")
+    train, test = open_splits(parts)
+    assert test is not None and keys(train) == keys(test) == ["images/1.png"] and train.notes
+
+
+def test_masks_are_no_videos(tmp_path: Path) -> None:
+    names = [f"{folder}/bear/{i}.png" for folder in ("JPEGImages", "Annotations") for i in range(2)]
+    clips = open_source(f"{write(tmp_path, *names)}:frames=2,stride=1")
+    assert (
+        keys(clips) == ["JPEGImages/bear"]
+        and "the images in Annotations/ (2) were left out" in clips.notes[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("masks/1.png", "photos/1.png"),  # nothing that they would be the masks of
+        ("images/1.png", "portraits/1.png"),
+        ("deep/images/1.png", "deep/masks/1.png"),
+        ("JPEGImages/1.png", "masks/1.png"),
+    ],
+)
+def test_other_folders_stay(tmp_path: Path, files: tuple[str, ...]) -> None:
+    source = open_source(write(tmp_path, *files))
+    assert keys(source) == list(files) or keys(source) == list(reversed(files))
+    assert not source.notes
+
+
+def test_annotations_without_images_are_not_worth_a_note(tmp_path: Path) -> None:
+    write(tmp_path, "JPEGImages/1.png")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "1.xml").write_text("<annotation/>")
+    assert not open_source(tmp_path).notes
+    empty = tmp_path / "empty"
+    write(empty, "images/0/1.png", "masks/0/1.png")
+    (empty / "images" / "0" / "1.png").unlink()
+    (empty / "images" / "0" / "about.txt").write_text("")
+    with pytest.raises(ValueError, match=r"no images or videos.*1 files: 1 \.txt"):
+        open_source(empty)
+
+
 # splits
 
 
@@ -367,7 +426,7 @@ def test_subset_and_pickling(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "sizes", "classes"),
-    [("flowers", (3457, 860), 5), ("cifar10-jpeg", (50_000, 10_000), 10), ("imagenette128", (9469, 0), 10)],
+    [("flowers", (3457, 860), 5), ("cifar10-jpeg", (50_000, 10_000), 10), ("imagenette128", (9469, 3925), 10)],
 )
 def test_real_data(name: str, sizes: tuple[int, int], classes: int) -> None:
     if not (SHARED / name).is_dir():

@@ -41,8 +41,11 @@ def test_the_readme_shows_the_records(generate: ModuleType):
     assert generate.readme(text) == text, "run: python docs/generate.py"
 
 
-@pytest.mark.parametrize("page", ["diagnostics", "similarity"])
-def test_the_tables_of_measures_equal_the_source(generate: ModuleType, page: str):
+@pytest.mark.parametrize("page", ["diagnostics", "similarity", "continue", "whitebox"])
+def test_the_tables_of_a_page_equal_records_and_source(generate: ModuleType, page: str):
     text = (DOCS / f"{page}.md").read_text()
-    remade = {"diagnostics": generate.diagnostics_page, "similarity": generate.similarity_page}[page]
-    assert remade(text) == text, "run: python docs/generate.py"
+    assert generate.REMADE[f"{page}.md"](text) == text, "run: python docs/generate.py"
+
+
+def test_the_sheets_equal_their_records(generate: ModuleType):
+    assert (DOCS / "sheets.md").read_text() == generate.sheets(), "run: python docs/generate.py"

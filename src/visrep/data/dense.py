@@ -57,11 +57,6 @@ class DenseSource(Source):
         """What tells the answers of one image from others that its `key` could have; nothing where the key does."""
         return b""
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of numbers should know about the data, such as images left out."""
-        return ()
-
 
 @final
 class DenseSubset(Subset, DenseSource):
@@ -77,10 +72,6 @@ class DenseSubset(Subset, DenseSource):
 
     def mark(self, index: int) -> bytes:
         return self.dense.mark(int(self.indices[index]))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.dense.notes
 
 
 def nearest(values: Shaped[np.ndarray, "h w"], shape: tuple[int, int]) -> Shaped[np.ndarray, "rows columns"]:

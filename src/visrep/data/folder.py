@@ -14,6 +14,11 @@ from visrep.data.source import Source
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .tga".split()
 )
+ANSWERS = {
+    "images": ("masks", "annotations"),
+    "JPEGImages": ("Annotations", "SegmentationClass", "SegmentationObject"),
+}
+"""a folder of images, and those beside it that hold its masks: files of images, and none to learn from"""
 _SPLIT = re.compile(r"(train|test|validation|valid|val)(?![a-z])", re.IGNORECASE)
 
 
@@ -90,6 +95,20 @@ def walk(root: Path) -> list[str]:
 
     visit(str(root), "")
     return found
+
+
+def without_answers(files: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """``files`` without those below the `ANSWERS` of a folder of images beside them, and a note when images were."""
+    tops = {file.partition("/")[0] for file in files if "/" in file}
+    left = {name: images for images in ANSWERS.keys() & tops for name in ANSWERS[images] if name in tops}
+    kept = [file for file in files if "/" not in file or file.partition("/")[0] not in left]
+    counts = Counter(file.partition("/")[0] for file in files if "/" in file and is_image(file))
+    notes = [
+        f"the images in {name}/ ({counts[name]}) were left out: beside {images}/ they are taken for its masks"
+        for name, images in sorted(left.items())
+        if counts[name]
+    ]
+    return kept, tuple(notes)
 
 
 def is_image(file: str) -> bool:

@@ -92,10 +92,9 @@ class MaskedFolder(Folder, DenseSource):
         self.layout, self.part = layout, part
         self.masks = [f"{layout.masks}/{masks[stems[i]]}" for i in kept]
         missing = [file for file, stem in zip(images, stems, strict=True) if stem not in masks]
-        self._notes: tuple[str, ...] = ()
         if missing:
             said = f"{len(missing)} of {len(images)} images of {where} have no mask and were left out"
-            self._notes = (f"{said}, the first: {missing[0]}",)
+            self.notes = (f"{said}, the first: {missing[0]}",)
         if layout.video:
             folders = [str(Path(images[i]).parent) for i in kept]
             self.groups = np.unique(folders, return_inverse=True)[1].astype(np.int64)
@@ -104,10 +103,6 @@ class MaskedFolder(Folder, DenseSource):
         self.names, self._numbers = _numbering(self.named)
         if len(self.names) >= IGNORE:
             raise ValueError(f"{root} names {len(self.names)} classes; at most {IGNORE - 1} are possible.")
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self._notes
 
     def mark(self, index: int) -> bytes:
         """The file of its mask."""

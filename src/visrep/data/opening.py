@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from visrep.data.arrays import Arrays
-from visrep.data.folder import Folder, census, is_image, walk
+from visrep.data.folder import Folder, census, is_image, walk, without_answers
 from visrep.data.parquet import Parquet
 from visrep.data.playgrounds import open_playground, playground_settings
 from visrep.data.sequence import Items
 from visrep.data.source import Source, Subset
+from visrep.data.tar import Tar
 from visrep.data.video import Clips, is_video
 
 Spec = str | Path | Source | Sequence[Any] | np.ndarray
-_KINDS = "a folder of images or videos, a .parquet file or a folder of them, an .npz file, or 'playground'"
+_KINDS = "a folder of images, of videos, of .parquet or WebDataset .tar files, one such file, an .npz, or 'playground'"
+SHARDS = (".parquet", ".tar")
 _CLIPS = ("frames", "stride", "clips")
 """settings of `Clips`, behind the folder: ``films:frames=16,stride=2``"""
 
@@ -26,9 +28,10 @@ _CLIPS = ("frames", "stride", "clips")
 def open_source(spec: Spec, *, limit: int = 0) -> Source:
     """Open a source of images; ``limit`` keeps only the first so many, 0 keeps all.
 
-    ``spec`` is a folder of images (nested in any way), a .parquet file or a folder of such shards in the
-    layout of Hugging Face image data sets, an .npz file with ``images``, a sequence of images or (image,
-    label) pairs, an array "n h w c", a Source, or ``playground`` with settings as in
+    ``spec`` is a folder of images (nested in any way; masks/ beside images/ is left out), a .parquet file or a folder
+    of such shards in the layout of Hugging Face image data sets, .tar files likewise in that of WebDataset, an .npz
+    file with ``images``, a sequence of images or (image, label) pairs, an array "n h w c", a Source, or ``playground``
+    with settings as in
     ``playground:n=5000,size=48,seed=3,split=test``. A folder with splits is opened whole: `open_splits`
     keeps its test images apart.
 
@@ -79,8 +82,8 @@ def _open(spec: Spec) -> Source:
     if clips is not None:
         raise ValueError(f"{spec!r}: clips come from a folder of videos; {path} is a file.")
     match path.suffix.lower():
-        case ".parquet":
-            return Parquet([path], name=str(path))
+        case ".parquet" | ".tar":
+            return of_shards([path], name=str(path))
         case ".npz":
             return Arrays.load(path)
         case _ if is_image(path.name):
@@ -90,17 +93,36 @@ def _open(spec: Spec) -> Source:
 
 
 def open_folder(path: Path, clips: dict[str, int] | None) -> Source:
-    """The videos of a folder where there are settings of ``clips`` or no images, else its images."""
-    files = walk(path)
+    """The videos of a folder where there are settings of ``clips`` or no images, else its images.
+
+    Masks beside a folder of images are left out, and a note of the source says so.
+    """
+    files, notes = without_answers(walk(path))
+    source = _of_files(path, files, clips)
+    source.notes = notes
+    return source
+
+
+def _of_files(path: Path, files: list[str], clips: dict[str, int] | None) -> Source:
     if clips is not None:
         return Clips(path, files, **clips)
     if images := [file for file in files if is_image(file)]:
         return Folder(path, images)
-    if shards := [path / file for file in files if file.lower().endswith(".parquet")]:
-        return Parquet(shards, name=str(path))
+    if shards := [path / file for file in files if file.lower().endswith(SHARDS)]:
+        return of_shards(shards, name=str(path))
     if any(map(is_video, files)):
         return Clips(path, files)
     raise ValueError(f"no images or videos in {path}: found {census(files)}. Data can be {_KINDS}.")
+
+
+def of_shards(shards: Sequence[Path], name: str) -> Source:
+    """Shards of one kind. Raises ValueError for a mixture."""
+    if len(kinds := {shard.suffix.lower() for shard in shards}) > 1:
+        raise ValueError(
+            f"{name} holds shards of several kinds: {', '.join(sorted(kinds))}. Name one of the files, or put the "
+            "shards of each kind into a folder of their own."
+        )
+    return (Tar if ".tar" in kinds else Parquet)(shards, name)
 
 
 def _missing(path: Path) -> str:

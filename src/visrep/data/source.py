@@ -23,6 +23,8 @@ class Source(ABC):
     """of each clip; 0 for images"""
     groups: np.ndarray | None = None
     """int64 [n]: the video of each clip, where several are of one; they are alike, so a split keeps them together"""
+    notes: tuple[str, ...] = ()
+    """what a user should know about the data, such as images left out"""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -47,6 +49,7 @@ class Subset(Source):
         self.classes = source.classes
         self.frames = source.frames
         self.groups = None if source.groups is None else source.groups[self.indices]
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from visrep.data.folder import split_of
-from visrep.data.opening import Spec, clip_settings, open_folder, open_source
-from visrep.data.parquet import Parquet
+from visrep.data.opening import SHARDS, Spec, clip_settings, of_shards, open_folder, open_source
 from visrep.data.playgrounds import open_playground, playground_settings
 from visrep.data.source import Source, Subset
 
@@ -21,8 +20,8 @@ HELD_OUT = ("test", "val", "valid", "validation")
 def open_splits(spec: Spec) -> tuple[Source, Source | None]:
     """Training images and, where the data brings some, test images.
 
-    Splits are sub-folders ``train`` and one of ``test``, ``val``, ``valid``, ``validation``; Parquet shards
-    whose names begin so, in the folder or in its sub-folder ``data``; or the two streams of the playground
+    Splits are sub-folders ``train`` and one of ``test``, ``val``, ``valid``, ``validation``; Parquet or tar
+    shards whose names begin so, in the folder or in its sub-folder ``data``; or the two streams of the playground
     (a fifth as many test images). Numbers may follow (``val2017``). Test labels are numbered as the
     training classes are, classes that only the test images have coming last. Raises what `open_source`
     raises.
@@ -97,9 +96,9 @@ def _folders(folder: Path, clips: dict[str, int] | None) -> tuple[Source, Source
 
 def _shards(folder: Path) -> tuple[Source, Source] | None:
     for place in (folder, folder / "data"):
-        found = by_split((path.stem, path) for path in place.glob("*.parquet"))
+        found = by_split((path.stem, path) for path in place.glob("*") if path.suffix.lower() in SHARDS)
         if found is not None:
-            return Parquet(found[0], f"{place} (train split)"), Parquet(found[1], f"{place} (test split)")
+            return of_shards(found[0], f"{place} (train split)"), of_shards(found[1], f"{place} (test split)")
     return None
 
 

@@ -93,7 +93,9 @@ def remembered(file: Path, encoder: Encoder, settings: Settings) -> dict[str, di
     return json.loads(file.read_text())
 
 
-def continued(start: str, recipe: str, guard: str, seed: int, settings: Settings, size: int) -> dict[str, Any]:
+def continued(
+    start: str, recipe: str, guard: str, seed: int, settings: Settings, size: int
+) -> dict[str, Any]:
     """One run: trained or found, and judged."""
     folder = settings.runs / f"{short(start)}-{settings.name}-{recipe}-{guard}-{seed}"
     if not (folder / "encoder.json").exists() or not RunFolder(folder).metrics("epoch"):
@@ -151,7 +153,12 @@ def main(settings: Settings) -> None:
                 runs = [continued(start, recipe, guard, seed, settings, size) for seed in settings.seeds]
                 row = {"start": short(start), "size": size, "recipe": recipe, "guard": guard}
                 rows.append(row | {"before": before, "after": over_seeds(runs), "runs": runs})
-                print(row, {p: before[size][p]["value"] for p in ("knn", "linear")}, rows[-1]["after"], flush=True)
+                print(
+                    row,
+                    {p: before[size][p]["value"] for p in ("knn", "linear")},
+                    rows[-1]["after"],
+                    flush=True,
+                )
     save_json(
         ROOT / "records" / f"continued_{settings.name}.json",
         {

@@ -295,8 +295,8 @@ def encoders() -> str:
         near = next((row for row in record["summary"] if row["protocol"] == "knn k=20"), None)
         parts.append(
             f"| {record.get('encoder') or 'the preset, a ViT'} | {record['method']}:{record['preset']} "
-            f"| {record['data']} | {beside(near) if near else ''} | {beside(claim(record))} | {record['cpu_seconds']['mean']:.0f} | "
-            f"{len(record['seeds'])} |\n"
+            f"| {record['data']} | {beside(near) if near else ''} | {beside(claim(record))} "
+            f"| {record['cpu_seconds']['mean']:.0f} | {len(record['seeds'])} |\n"
         )
     return "".join(parts)
 

@@ -1,0 +1,105 @@
+"""What a linear probe of mean patches does not see: attentive probes and fine-tuning with few labels, of finished runs.
+
+    python benchmarks/read_outs.py runs/records/mae-small32-cifar10-jpeg-0 runs/records/ijepa-small32-cifar10-jpeg-0 \
+        --data train.parquet --test test.parquet --name cifar10-jpeg
+
+judges every run by ``--protocols`` beside the untrained twin of its architecture, which is judged once for all runs
+that share it, and writes ``records/read_outs_NAME.json``; `python docs/generate.py` puts the table into
+docs/methods/README.md. The linear probe is that of each run's evaluation.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+import visrep
+from visrep.config import save_json
+from visrep.data import open_source
+from visrep.rundir import RunFolder
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which runs, on what."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    data: str
+    test: str
+    name: str
+    """of the data set"""
+    limit: int = 10_000
+    test_limit: int = 10_000
+    protocols: tuple[str, ...] = ("attentive",)
+
+
+def judged(run: Path, protocol: str, twin: bool, settings: Settings) -> list[dict[str, Any]]:
+    """Results of one protocol, from the file beside the run when it was judged before."""
+    file = run / f"read-out-{protocol.replace(':', '-').replace('%', '')}.json"
+    found = json.loads(file.read_text())["results"] if file.exists() else []
+    if not found or (twin and all(result["encoder"] == "trained" for result in found)):
+        visrep.evaluate(
+            run,
+            open_source(settings.data, limit=settings.limit),
+            test=open_source(settings.test, limit=settings.test_limit),
+            protocols=(protocol,),
+            baselines=twin,
+            keep=False,
+            out=file,
+        )
+        found = json.loads(file.read_text())["results"]
+    return found
+
+
+def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A row: the run's method and its results; ``twins`` holds those of untrained networks by architecture."""
+    architecture = json.dumps(json.loads((run / "encoder.json").read_text())["config"], sort_keys=True)
+    row: dict[str, Any] = {"run": run.name, "method": RunFolder(run).about()["method"]}
+    linear = json.loads((run / "evaluation.json").read_text())["results"]
+    row["linear"] = {
+        encoder: next(r["value"] for r in linear if r["protocol"] == "linear" and r["encoder"] == encoder)
+        for encoder in ("trained", "untrained")
+    }
+    for protocol in settings.protocols:
+        key = f"{protocol} {architecture}"
+        found = judged(run, protocol, key not in twins, settings)
+        by_encoder = {result["encoder"]: result for result in found}
+        twins.setdefault(key, by_encoder["untrained"])
+        trained = by_encoder["trained"]
+        row[protocol] = {
+            "trained": trained["value"],
+            "low": trained["ci_low"],
+            "untrained": twins[key]["value"],
+            "settings": trained["settings"],
+        }
+    print(row, flush=True)
+    return row
+
+
+def main(settings: Settings) -> None:
+    twins: dict[str, dict[str, Any]] = {}
+    rows = [about(run, settings, twins) for run in settings.runs]
+    save_json(
+        ROOT / "records" / f"read_outs_{settings.name}.json",
+        {
+            "command": shlex.join(["python", "benchmarks/read_outs.py", *sys.argv[1:]]),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+            "protocols": settings.protocols,
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

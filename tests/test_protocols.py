@@ -127,6 +127,18 @@ def test_linear_regularises_noise() -> None:
     assert float(prediction.settings["C"]) <= 0.1
 
 
+def test_linear_looks_beyond_chance() -> None:
+    """What tells the classes apart varies little: for small C the answers are at chance, and so for the next."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.arange(600) % 6
+    common = 3 * torch.randn(600, 1, generator=rng)
+    x = common + 0.1 * torch.nn.functional.one_hot(y, 16) + 0.02 * torch.randn(600, 16, generator=rng)
+    (found,) = linear(x[:400], y[:400], x[400:])
+    assert (found.predicted == y[400:]).double().mean() > 0.9
+    (weak,) = linear(x[:400], y[:400], x[400:], cs=(1e-5, 1e-4, 1e-3))
+    assert (weak.predicted == y[400:]).double().mean() < 0.4
+
+
 def test_labels_may_have_gaps(data: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     x, y, x_test, _ = data
     for protocol in (knn, linear):

@@ -1,11 +1,11 @@
 """What a linear probe of mean patches does not see: attentive probes and fine-tuning with few labels, of finished runs.
 
     python benchmarks/read_outs.py runs/records/mae-small32-cifar10-jpeg-0 runs/records/ijepa-small32-cifar10-jpeg-0 \
-        --data train.parquet --test test.parquet --name cifar10-jpeg
+        --data train.parquet --test test.parquet --name cifar10-jpeg-masked
 
 judges every run by ``--protocols`` beside the untrained twin of its architecture, which is judged once for all runs
-that share it, and writes ``records/read_outs_NAME.json``; `python docs/generate.py` puts the table into
-docs/methods/README.md. The linear probe is that of each run's evaluation.json.
+that share it, and writes ``records/read_outs_NAME-PART.json``; `python docs/generate.py` puts the table into
+docs/results.md. The linear probe is that of each run's evaluation.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Settings:
     data: str
     test: str
     name: str
-    """of the data set"""
+    """of the data set and, behind a hyphen, of this part of the table"""
     limit: int = 10_000
     test_limit: int = 10_000
     protocols: tuple[str, ...] = ("attentive",)

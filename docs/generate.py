@@ -89,7 +89,33 @@ def results() -> str:
             f"- {record['method']}: {record['machine']}, commit {record['commit']}: `{record['command']}`\n"
             for record in here
         )
-    return "".join(parts)
+    return "".join([*parts, *read_outs()])
+
+
+def read_outs() -> list[str]:
+    """What a linear probe does not see: runs judged by other protocols as well, a table a file."""
+    parts = []
+    files = sorted(records_folder().glob("read_outs_*.json"))
+    for data in dict.fromkeys(file.stem.removeprefix("read_outs_").rpartition("-")[0] for file in files):
+        here = [json.loads(file.read_text()) for file in files if file.stem.startswith(f"read_outs_{data}-")]
+        protocols = list(dict.fromkeys(name for record in here for name in record["protocols"]))
+        rows = sorted(
+            (row for record in here for row in record["rows"]), key=lambda row: -row[protocols[0]]["trained"]
+        )
+        parts.append(
+            f"\n## {data}: read with more than a linear probe of the mean\n\nOne run each, seed 0; the untrained twin in "
+            "brackets.\n\n"
+            f"| method | linear | {' | '.join(protocols)} |\n|{'---|' * (2 + len(protocols))}\n"
+        )
+        for row in rows:
+            cells = [
+                f"{row[name]['trained']:.1f} ({row[name]['untrained']:.1f})"
+                for name in ("linear", *protocols)
+            ]
+            parts.append(f"| {row['method']} | {' | '.join(cells)} |\n")
+        parts.append("\n")
+        parts.extend(f"- {record['machine']}: `{record['command']}`\n" for record in here)
+    return parts
 
 
 def pixels(rows: list[dict], shown: list[str]) -> str:

@@ -28,7 +28,7 @@ def suite(
 
     Args:
         encoder: run folder, or a public encoder: checkpoint or ONNX file, timm:NAME, hf:NAME, open_clip:NAME@TAG
-        data: data sets, two or more: folders, .parquet, .npz, playground
+        data: data sets, two or more: folders, .parquet, .tar, .npz, playground
         protocols: of `visrep evaluate`
         train: training images of each data set: a fifth of them chooses settings; 0 for all
         test_limit: use only the first test images of each data set

@@ -103,8 +103,8 @@ def read_outs() -> list[str]:
             (row for record in here for row in record["rows"]), key=lambda row: -row[protocols[0]]["trained"]
         )
         parts.append(
-            f"\n## {data}: read with more than a linear probe of the mean\n\nOne run each, seed 0; the untrained twin in "
-            "brackets.\n\n"
+            f"\n## {data}: read with more than a linear probe of the mean\n\nOne run each, seed 0; the untrained twin "
+            "in brackets.\n\n"
             f"| method | linear | {' | '.join(protocols)} |\n|{'---|' * (2 + len(protocols))}\n"
         )
         for row in rows:

@@ -55,7 +55,8 @@ class Settings:
     epochs: float = 3
     batch: int = 64
     recipes: tuple[str, ...] = tuple(RECIPES)
-    guards: tuple[str, ...] = ("off", "rollback")
+    guards: tuple[str, ...] = ("rollback", "off")
+    """a run without a guard is not repeated where the guard only looked on: it ends with the same weights, bit for bit"""
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "bf16-mixed"
     runs: Path = Path("runs/continued")
@@ -97,7 +98,9 @@ def continued(
     start: str, recipe: str, guard: str, seed: int, settings: Settings, size: int
 ) -> dict[str, Any]:
     """One run: trained or found, and judged."""
-    folder = settings.runs / f"{short(start)}-{settings.name}-{recipe}-{guard}-{seed}"
+    name = f"{short(start)}-{settings.name}-{recipe}"
+    guarded = settings.runs / f"{name}-rollback-{seed}"
+    folder = guarded if guard == "off" and only_watched(guarded) else settings.runs / f"{name}-{guard}-{seed}"
     if not (folder / "encoder.json").exists() or not RunFolder(folder).metrics("epoch"):
         visrep.pretrain(
             settings.method,
@@ -119,6 +122,7 @@ def continued(
     steps, kept = RunFolder(folder).metrics("step"), RunFolder(folder).metrics("retention")
     return {
         "seed": seed,
+        "run": folder.name,
         "results": results,
         "steps": steps[-1]["step"],
         "cpu_seconds": round(steps[-1]["cpu_seconds"], 1),
@@ -126,6 +130,14 @@ def continued(
         "said": [line["lost"] for line in kept if line["lost"]],
         "cka": [round(line["cka"]["data"], 3) for line in kept],
     }
+
+
+def only_watched(folder: Path) -> bool:
+    """Whether a guarded run went to its end and kept its last encoder."""
+    if not (folder / "after.json").exists():
+        return False
+    steps, looks = RunFolder(folder).metrics("step"), RunFolder(folder).metrics("retention")
+    return bool(looks) and looks[-1]["kept"] and looks[-1]["step"] == steps[-1]["step"]
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -56,7 +56,7 @@ class Settings:
     batch: int = 64
     recipes: tuple[str, ...] = tuple(RECIPES)
     guards: tuple[str, ...] = ("rollback", "off")
-    """a run without a guard is not repeated where the guard only looked on: it ends with the same weights, bit for bit"""
+    """a run without a guard is not repeated where the guard only looked on: it ends with the same weights to the bit"""
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "bf16-mixed"
     runs: Path = Path("runs/continued")

@@ -177,7 +177,7 @@ def test_a_suite_is_of_several() -> None:
 
 
 def test_suite_fits_on_few_images_of_each(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setattr(api, "load_encoder", lambda name: vit())
+    monkeypatch.setattr("visrep.api.judge.load_encoder", lambda name: vit())
     data = ["playground:n=100,size=32", "playground:n=100,size=32,seed=1"]
     out = tmp_path / "suite.json"
     found = api.suite("timm:none", data, train=50, baselines=False, out=out, protocols=("knn",))

@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from visrep.advice import advise
 from visrep.config import Run
@@ -45,6 +47,18 @@ def test_what_does_not_fit_is_told(run: Run, images: int, words: tuple[str, ...]
 @pytest.mark.parametrize("name", [n for n in method_files() if "small32" in presets(load_method(n))])
 def test_the_small_presets_fit_their_data(name: str) -> None:
     assert not advice(preset(f"{name}:small32")[2], 10_000)
+
+
+def test_a_run_says_that_masks_were_left_out(tmp_path: Path) -> None:
+    for i in range(32):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            pixels = np.full((16, 16, 3), 8 * i * (folder == "images"), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    run = replace(preset("simclr:tiny")[2], data=str(tmp_path), out=str(tmp_path / "run"), batch=8)
+    folder = start(run, method="simclr", preset="tiny")
+    said = "the images in masks/ (32) were left out: beside images/ they are taken for its masks"
+    assert json.loads((folder / "run.json").read_text())["advice"].count(said) == 1
 
 
 def test_a_run_keeps_its_advice(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
-from torch import Tensor
 
+from _stubs import Stub, grid_colours
 from visrep.data import CanvasSet, Source, open_source
 from visrep.encoders import ViT
 from visrep.evaluation import copies as module
@@ -28,32 +28,16 @@ from visrep.evaluation.copies import (
 from visrep.evaluation.features import extract
 from visrep.evaluation.fitting import Images
 from visrep.evaluation.results import Inapplicable
-from visrep.method import Encoder, Preprocessing, Tokens
+from visrep.method import Encoder, Preprocessing
 from visrep.views import center
 
 SIZE = 24
 CPU = torch.device("cpu")
 
 
-class Colours(Encoder):
+def colours() -> Encoder:
     """Mean pixels of a 3 x 3 grid: a mirror image is another, a JPEG hardly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.width, self.depth, self.stride, self.config = 27, 1, 8, None
-        self.preprocessing = Preprocessing(SIZE, ratio=1.0)
-
-    def forward(
-        self,
-        images: Tensor,
-        *,
-        keep: Tensor | None = None,
-        mask: Tensor | None = None,
-        layers: tuple[int, ...] = (),
-        attention: bool = False,
-    ) -> Tokens:
-        cells = torch.nn.functional.adaptive_avg_pool2d(images, 3).flatten(1)
-        return Tokens(cells[:, None], (1, 1))
+    return Stub(SIZE, grid_colours(3), width=27, stride=8)
 
 
 def pictures(n: int) -> Source:
@@ -127,7 +111,7 @@ def test_nearest_are_a_loop() -> None:
 
 
 def test_changes_do_what_they_say() -> None:
-    encoder, of = Colours(), images(12)
+    encoder, of = colours(), images(12)
     plain = center(of.canvases.get(np.arange(12)), encoder.preprocessing)
     expected = encoder(plain.flip(-1)).patches[:, 0]
     flipped = changed(encoder, of, "flip", (1,), CPU, 0)[1, "mean"]
@@ -149,7 +133,7 @@ def test_jpeg_is_pillows() -> None:
 
 
 def test_copies_are_found_by_what_survives_the_change() -> None:
-    encoder, of = Colours(), images(60)
+    encoder, of = colours(), images(60)
     vectors = extract(encoder, of.canvases, np.arange(60)).vectors
     ((where, (ap, recall)),) = copies(encoder, of, vectors, device=CPU).items()
     assert where == (1, "mean") and (ap.metric, recall.metric) == ("AP", "R@P90")
@@ -176,12 +160,12 @@ def test_copies_of_every_layer_and_pooling() -> None:
 
 def test_what_copies_need(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Inapplicable, match="at least 10 test images, there are 4"):
-        copies(Colours(), images(4), {(1, "mean"): torch.randn(4, 27)}, device=CPU)
+        copies(colours(), images(4), {(1, "mean"): torch.randn(4, 27)}, device=CPU)
     few = images(20)
     few.canvases.source.frames = 2
     with pytest.raises(Inapplicable, match="these are clips"):
-        copies(Colours(), few, {(1, "mean"): torch.randn(20, 27)}, device=CPU)
+        copies(colours(), few, {(1, "mean"): torch.randn(20, 27)}, device=CPU)
     monkeypatch.setattr(module, "MOST", 15)
     few = images(20)
-    found = copies(Colours(), few, {(1, "mean"): torch.randn(20, 27)}, device=CPU)
+    found = copies(colours(), few, {(1, "mean"): torch.randn(20, 27)}, device=CPU)
     assert found[1, "mean"][0].settings["references"] == 12

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from _stubs import Stub, patch_colours
 from visrep.data.canvas import CanvasSet
 from visrep.data.dense import Answers, DenseSource, DenseSubset, Kind
 from visrep.data.dense_playground import DensePlayground, PlaygroundFrames
@@ -23,31 +22,15 @@ from visrep.evaluation.dense.exam import DenseSide, Exam, Key
 from visrep.evaluation.dense.patches import extract_patches, pixel_patches
 from visrep.evaluation.dense.videos import in_videos, propagation, scores
 from visrep.evaluation.results import Inapplicable, Measure
-from visrep.method import Encoder, Preprocessing, Tokens
+from visrep.method import Encoder
 
 SIZE = 32
 CPU = torch.device("cpu")
 
 
-class Colours(Encoder):
+def colours() -> Encoder:
     """The mean colours of patches of 4 pixels: as good an encoder as the pictures below need."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.width, self.depth, self.stride, self.config = 3, 1, 4, None
-        self.preprocessing = Preprocessing(SIZE, ratio=1.0)
-
-    def forward(
-        self,
-        images: Tensor,
-        *,
-        keep: Tensor | None = None,
-        mask: Tensor | None = None,
-        layers: tuple[int, ...] = (),
-        attention: bool = False,
-    ) -> Tokens:
-        cells = F.avg_pool2d(images, 4)
-        return Tokens(cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3]))
+    return Stub(SIZE, patch_colours(4), width=3, stride=4)
 
 
 class Squares(DenseSource):
@@ -103,7 +86,7 @@ def tiny_vit(*, cls: bool = True) -> Encoder:
 
 @pytest.mark.parametrize("protocol", [discovery_lost, discovery_tokencut])
 def test_objects_of_another_colour_are_found(protocol: Any) -> None:
-    (measure,) = protocol(exam(Colours(), Squares()))
+    (measure,) = protocol(exam(colours(), Squares()))
     assert measure.metric == "CorLoc" and measure.value == measure.low == measure.high == 1.0
     assert measure.n_test == 8  # the third video shows none
     assert measure.settings["features"] == "tokens"
@@ -177,7 +160,7 @@ def measures(found: list[Measure]) -> dict[str, Measure]:
 
 def test_a_moving_square_is_followed() -> None:
     """Colours tell the square from the rest, and it moves by whole patches: only the corners are rounded."""
-    found = measures(propagation(exam(Colours(), Squares())))
+    found = measures(propagation(exam(colours(), Squares())))
     assert list(found) == ["J&F", "J", "F"]
     assert found["J"].value > 0.85
     assert found["J&F"].value == pytest.approx((found["J"].value + found["F"].value) / 2)
@@ -213,12 +196,12 @@ def test_scores_leave_out_the_first_and_the_last_frame() -> None:
 
 def test_no_video_has_an_object() -> None:
     with pytest.raises(Inapplicable, match="videos of 3 frames or more with an object in the first"):
-        propagation(exam(Colours(), DenseSubset(Squares(), [0, 1, 8, 9, 10])))
+        propagation(exam(colours(), DenseSubset(Squares(), [0, 1, 8, 9, 10])))
 
 
 def test_correspondence_on_the_playground() -> None:
     source = DensePlayground(n=40, size=SIZE, split="test")
-    found = measures(correspondence(exam(Colours(), DenseSubset(source, range(30)))))
+    found = measures(correspondence(exam(colours(), DenseSubset(source, range(30)))))
     assert list(found) == [
         f"PCK@0.1 by {by}, {kind}" for kind in ("moved", "kin") for by in ("image", "point")
     ]
@@ -230,4 +213,4 @@ def test_correspondence_on_the_playground() -> None:
     assert moved.details.keys() == {"colours and places of patches", "the same place"}
     assert all(0 < share < 100 for share in moved.details.values())
     with pytest.raises(Inapplicable, match="squares does not have"):
-        correspondence(exam(Colours(), Squares()))
+        correspondence(exam(colours(), Squares()))

@@ -190,6 +190,17 @@ def test_what_metrics_show(run: RunRecord, states: list[str], said: str) -> None
         assert all(verdict.cause and verdict.change for verdict in checkup.findings)
 
 
+def test_fresh_weights_are_no_start_of_a_run_that_began_with_others() -> None:
+    knn = {"protocol": "knn", "layer": 4, "pooling": "mean", "n_test": 10_000, "settings": {"k": 20}}
+    values = (("trained", 60.0), ("untrained", 30.0))
+    evaluation = {"results": [{**knn, "encoder": name, "value": value} for name, value in values]}
+    run = replace(record(epochs=FALLEN), evaluation=evaluation)
+    assert examine(run).healthy and "60.0 % of 10,000 images" in examine(run).verdict.evidence
+    for field in ("init", "start_from"):
+        about = {**run.about, "run": {**run.about["run"], field: "timm:vit"}}
+        assert examine(replace(run, about=about)).verdict.state == "dimensional collapse"
+
+
 def test_what_is_worth_knowing_is_remarked() -> None:
     run = record(about={"status": "stopped", "advice": ["Only 90 steps."]})
     checkup = examine(replace(run, unreadable=[("a.jpg", "broken"), ("b.jpg", "empty")]))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from visrep import api, cli
+from visrep import cli
 from visrep.analysis.inside import sections_counted, subject
 from visrep.analysis.inside.explain import Explanation, Settings, explain_encoder
+from visrep.analysis.inside.section_inversion import SCORES
 from visrep.analysis.inside.sections_maps import with_mark
 from visrep.data import Source, open_source
 from visrep.data.dense_playground import DensePlayground
@@ -49,18 +50,28 @@ def titles(explanation: Explanation) -> list[str]:
 
 
 def test_a_vit_on_the_playground_has_every_section() -> None:
-    found = explain_encoder(vit(), DensePlayground(80, size=32), Settings(image=7, images=3, steps=3))
+    found = explain_encoder(
+        vit(), DensePlayground(80, size=32), Settings(image=7, images=3, steps=3, decoder_steps=3)
+    )
     assert titles(found) == SECTIONS and not found.numbers["left out"]
     assert found.numbers["images"][0] == "train-0-000007"
     assert not found.numbers["gradients"]["complete"]  # a ViT is not piecewise linear
     assert list(found.numbers["inversion"]) == ["1", "2"]
+    for layer in ("1", "2"):
+        scores = found.numbers["inversion"][layer]["pictures"]
+        assert scores.keys() == set(SCORES) and all(0 < value < 5 for value in scores.values())
+    assert (
+        "trained on 62 images" in found.sections[4].body and "judged on 15 others" in found.sections[4].body
+    )
     classes = found.numbers["classes"]
     assert len(classes["patches"]) == len(classes["cls"]) == len(classes["top-1"]) == 2
     assert set(found.numbers["dissection"]) == {"trained", "trained, rotated", "untrained"}
     for test in ("closure", "continuity"):
         assert set(found.numbers["gestalt"][test]) == {"trained", "untrained", "raw pixels"}
     json.dumps(found.numbers)
-    again = explain_encoder(vit(), DensePlayground(80, size=32), Settings(image=7, images=3, steps=3))
+    again = explain_encoder(
+        vit(), DensePlayground(80, size=32), Settings(image=7, images=3, steps=3, decoder_steps=3)
+    )
     assert again.numbers == found.numbers
 
 
@@ -70,6 +81,7 @@ def test_a_resnet_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     found = explain_encoder(resnet(), source, Settings(images=2, steps=0))
     assert set(found.numbers["left out"]) == {"attention", "inversion", "classes", "dissection"}
     assert titles(found)[-1] == "Left out"
+    assert "at least 24 images" in found.numbers["left out"]["inversion"]
     assert found.numbers["gradients"]["complete"]
     for terms in found.numbers["gradients"]["FullGrad"]:
         assert terms["sum of terms"] == pytest.approx(terms["output"], rel=1e-3)
@@ -77,7 +89,9 @@ def test_a_resnet_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_classes_need_layers_of_one_width() -> None:
-    found = explain_encoder(resnet(), DensePlayground(80, size=32), Settings(images=2, steps=1))
+    found = explain_encoder(
+        resnet(), DensePlayground(80, size=32), Settings(images=2, steps=1, decoder_steps=0)
+    )
     assert found.numbers["left out"]["classes"].startswith(
         "the layers of this encoder are [4, 8, 16, 32] wide"
     )
@@ -89,6 +103,7 @@ def test_classes_need_layers_of_one_width() -> None:
     [
         ({"images": 0}, "show at least 1"),
         ({"steps": -1}, "use 0 for no inversion"),
+        ({"decoder_steps": -1}, "use 0 for no decoder"),
         ({"point": (0.5, 1.0)}, "shares of the image"),
     ],
 )
@@ -121,8 +136,9 @@ def test_the_command_writes_a_page(
     assert "explain" in cli.COMMANDS and "visrep explain " in cli.USAGE
     from visrep.cli.explain import explain
 
-    monkeypatch.setattr(api, "load_encoder", lambda name: vit())
-    explain("timm:mine", "playground:n=40,size=32", images=2, steps=2, point=(0.2, 0.7), out=tmp_path / "out")
+    monkeypatch.setattr("visrep.api.look.load_encoder", lambda name: vit())
+    asked = {"images": 2, "steps": 2, "decoder_steps": 2, "point": (0.2, 0.7)}
+    explain("timm:mine", "playground:n=40,size=32", **asked, out=tmp_path / "out")
     assert "Gestalt" in capsys.readouterr().out
     page = (tmp_path / "out/explain.html").read_text()
     assert all(title in page for title in SECTIONS) and "0.2, 0.7" in page

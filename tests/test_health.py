@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from visrep.analysis.health import State, diagnose
+from visrep.analysis.signs import Gain
 
 WIDTH, IMAGES = 128, 2000
 
@@ -91,7 +92,8 @@ LEARNED = epochs_of(spread=(0.5, 0.6, 0.7), rank=(0.2, 0.3, 0.4))
          "dimensional collapse", "RankMe"),
         ("cosine loss below zero", steps_of(falling(-0.01, -0.9)), LEARNED, "healthy", "-0."),
         ("few useful directions", steps_of(falling(2.3, 0.1)),
-         epochs_of(spread=(0.5, 0.8), rank=(0.2, 0.08), knn=(30.0, 80.0)), "healthy", "80.0 %"),
+         epochs_of(spread=(0.5, 0.8), rank=(0.2, 0.08), knn=(30.0, 80.0)), "healthy",
+         "They are narrow and not collapsed: kNN rose from 30.0 to 80.0 %"),
         ("teacher's cross-entropy rises", taught(np.linspace(0.2, 0.7, 200), 0.5, in_use=0.8), LEARNED,
          "healthy", "teacher entropy"),
         ("one vector", steps_of(falling(0.0, -1.0)), epochs_of(spread=(0.01,), rank=(0.02,)),
@@ -140,6 +142,62 @@ def test_state_and_words(name: str, steps, epochs, state: State, mentions: str) 
     says_what_to_do = bool(verdict.cause and verdict.change)
     assert says_what_to_do == (state not in ("healthy", "too early")), verdict
     assert "nan" not in verdict.evidence + verdict.change, verdict
+
+
+NARROW = epochs_of(spread=(0.11, 0.13), rank=(0.04, 0.04), knn=(33.0, 30.0))
+"""as MaskFeat leaves them: few directions from the first measurement on, and kNN of a few images says nothing"""
+
+
+def judged(start: float, end: float, n: int = 10_000, *, k: int = 20, who: str = "untrained") -> dict:
+    """An evaluation of two layers, of which the first is far better."""
+    values = [("trained", 4, end), (who, 4, start), ("trained", 2, 90.0), (who, 2, 10.0)]
+    results = [
+        {"protocol": "knn", "encoder": name, "layer": layer, "pooling": "mean", "value": value, "n_test": n,
+         "settings": {"k": k}}
+        for name, layer, value in values
+    ]  # fmt: skip
+    return {"results": results}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "state"),
+    [
+        (judged(27.3, 32.8), "healthy"),
+        (judged(27.3, 32.8, n=300), "dimensional collapse"),  # two errors are 7.7 points
+        (judged(27.3, 29.5), "dimensional collapse"),  # beyond its error of 1.3, and hardly any
+        (judged(32.8, 27.3), "dimensional collapse"),
+        (judged(27.3, 32.8, k=200), "dimensional collapse"),
+        (judged(27.3, 32.8, who="pixels"), "dimensional collapse"),
+        ({}, "dimensional collapse"),
+    ],
+)
+def test_few_directions_that_the_labels_like_are_narrow(evaluation: dict, state: State) -> None:
+    verdict = diagnose(steps_of(falling(0.07, 0.06)), NARROW, evaluation)
+    assert verdict.state == state
+    said = "They are narrow and not collapsed: kNN finds 32.8 % of 10,000 images, 27.3 % with fresh weights"
+    assert (said in verdict.evidence) == (state == "healthy")
+    assert "use 4.0 % of the directions" in verdict.evidence
+
+
+def test_an_evaluation_excuses_nothing_but_few_directions() -> None:
+    one_vector = epochs_of(spread=(0.01, 0.01), rank=(0.02, 0.02))
+    assert diagnose(steps_of(falling(0.0, -1.0)), one_vector, judged(20, 80)).state == "complete collapse"
+    flat = steps_of(falling(6.237, 6.236, noise=0.005))
+    assert diagnose(flat, NARROW, judged(20, 80)).state == "flat"
+    wide = diagnose(steps_of(falling(6.2, 4.9)), LEARNED, judged(20, 80))
+    assert wide.state == "healthy" and "narrow" not in wide.evidence
+
+
+def test_the_error_is_that_of_the_images_asked() -> None:
+    gain = Gain(15.0, 19.0, 500)
+    right = np.random.default_rng(0).random((2, 4000, 500)) < 0.19  # two encoders that find 19 %
+    assert gain.noise == pytest.approx(200 * np.std(right[0].mean(1) - right[1].mean(1)), rel=0.05)
+    assert gain.points == 0 and Gain(15.0, 19.0, 5000).points == pytest.approx(4)
+    epochs = epochs_of(spread=(0.5, 0.5), rank=(0.02, 0.02), knn=(15.0, 19.0))  # of 2,000 images, so of 500
+    assert diagnose(steps_of(falling(6.2, 3.0)), epochs).state == "dimensional collapse"
+    for record in epochs:
+        record["monitors"]["queries"] = 5000
+    assert diagnose(steps_of(falling(6.2, 3.0)), epochs).state == "healthy"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -10,9 +10,9 @@ import torch
 from skimage.transform import AffineTransform, warp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import cosine_similarity
-from torch import Tensor
 
 from _extras import needs
+from _stubs import Stub, grid_colours, mean_colour
 from visrep.data import CanvasSet, Source, open_source
 from visrep.data.playground import Playground
 from visrep.data.scene import Plan
@@ -43,7 +43,7 @@ from visrep.evaluation.robustness.ood_layers import mixed, ood_layers
 from visrep.evaluation.robustness.registry import ROBUST, judge_robust
 from visrep.evaluation.robustness.shifts import agreement_by_chance, random_moves, shifts
 from visrep.evaluation.robustness.swaps import other_backgrounds, other_textures, scenes, textured
-from visrep.method import Canvases, Encoder, Preprocessing, Tokens
+from visrep.method import Canvases, Encoder, Preprocessing
 from visrep.views import center
 
 SIZE = 32
@@ -51,27 +51,9 @@ CPU = torch.device("cpu")
 PLAIN = Preprocessing(SIZE, 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-class Cells(Encoder):
+def cells() -> Encoder:
     """Two layers: the mean colour, and mean colours of a 4 x 4 grid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.width, self.depth, self.stride, self.config = 48, 2, 8, None
-        self.preprocessing = Preprocessing(SIZE, ratio=1.0)
-
-    def forward(
-        self,
-        images: Tensor,
-        *,
-        keep: Tensor | None = None,
-        mask: Tensor | None = None,
-        layers: tuple[int, ...] = (),
-        attention: bool = False,
-    ) -> Tokens:
-        cells = torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
-        mean = images.mean((2, 3)).repeat(1, 16)
-        first, last = Tokens(mean[:, None], (1, 1)), Tokens(cells[:, None], (1, 1))
-        return replace(last, layers=tuple((first, last)[layer - 1] for layer in layers))
+    return Stub(SIZE, mean_colour(16), grid_colours(4), width=48, stride=8)
 
 
 def of(source: Source) -> Images:
@@ -80,7 +62,7 @@ def of(source: Source) -> Images:
 
 
 def subjects(train: Source, test: Source, encoder: Encoder | None = None) -> Subjects:
-    network = Cells() if encoder is None else encoder
+    network = cells() if encoder is None else encoder
     fitted, judged = of(train), of(test)
     features = [
         extract(network, images.canvases, np.arange(len(images)), layers=tuple(range(1, network.depth)))
@@ -220,7 +202,7 @@ def test_corruptions_that_leave_nothing_cost_everything(
 
 
 def test_what_corruptions_need(world: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Cells()
+    small = cells()
     small.preprocessing = Preprocessing(16, 1.0)
     with pytest.raises(Inapplicable, match="32 pixels and more, and this encoder sees 16"):
         corruptions(replace(world, encoder=small))

@@ -27,7 +27,8 @@ from visrep.data.video import Clips
 from visrep.encoders import ViT
 from visrep.evaluation.compare import compare_without_labels
 from visrep.evaluation.effort import Effort
-from visrep.evaluation.evaluate import _split, evaluate
+from visrep.evaluation.evaluate import evaluate
+from visrep.evaluation.sides import labelled_sides
 from visrep.method import At, Canvases, Preprocessing
 from visrep.views import OneView, TwoViews, View, center, draw
 
@@ -208,7 +209,7 @@ def test_clips_of_a_video_stay_together(tmp_path: Path):
     source = open_source(f"{tmp_path}:frames=2,stride=1,clips=3")
     assert source.groups is not None and source.groups.tolist() == np.arange(10).repeat(3).tolist()
     for seed in range(4):
-        fitted, judged = _split(Subset(source, np.arange(30)[::-1]), None, 0, 0, seed)
+        fitted, judged = labelled_sides(Subset(source, np.arange(30)[::-1]), None, seed=seed)
         videos = [{side.key(i).split("#")[0] for i in range(len(side))} for side in (fitted, judged)]
         assert len(fitted) == 24 and len(judged) == 6 and not videos[0] & videos[1]
         assert sorted(video.split("/")[0] for video in videos[1]) == ["run", "walk"]

@@ -336,7 +336,8 @@ def train(
     log = TrainingLog(run, folder, loader.steps_per_epoch, total)
     saved_at = time.monotonic()
     step, lost = start, ""
-    advice = advise(run, len(canvases.usable), at_step(run, 0, total, loader.steps_per_epoch, fabric))
+    first = at_step(run, 0, total, loader.steps_per_epoch, fabric)
+    advice = [*source.notes, *advise(run, len(canvases.usable), first)]
     folder.advise(advice)
     with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
         for sentence in advice:

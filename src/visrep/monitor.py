@@ -76,7 +76,7 @@ class Monitor:
         sample = Sample(z, views=self._two_views(method, at))
         monitors |= {measure.key: measure(sample) for measure in ONLINE}
         if not math.isnan(look.knn):
-            monitors["knn"] = look.knn
+            monitors |= {"knn": look.knn, "queries": len(self.queries)}
         step = at.step + 1
         line = {"kind": "epoch", "step": step, "epoch": step / steps_per_epoch, "monitors": monitors}
         verdict = diagnose(self.folder.metrics("step"), [*self.folder.metrics("epoch"), line])

@@ -38,7 +38,7 @@ class Checkup:
 
 def examine(record: RunRecord) -> Checkup:
     """Examine a run, finished or not, by what its folder holds. Writes nothing."""
-    health = diagnose(record.steps, record.epochs)
+    health = diagnose(record.steps, record.epochs, record.from_fresh_weights)
     signs = read_signs(record.steps, record.epochs) if record.steps else None
     found = [failed(record, signs), forgetting(record), starved(record, signs)]
     if signs and signs.step >= MIN_STEPS:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from visrep.analysis.narrow import COLLAPSED_DIRECTIONS, directions, few_directions, why_no_collapse
 from visrep.analysis.signs import Record, Signs, read_signs
 
 State = Literal[
@@ -35,18 +36,6 @@ COLLAPSED_SPREAD = 0.02
 """spread at which all images have practically one vector, whatever came before"""
 FALLEN_SPREAD = 0.1
 """spread that counts as collapsed when it also fell to a third of its highest, or with hardly a direction left"""
-LOW_SPREAD = 0.25
-"""spread, below that of untrained networks, that counts as dimensional collapse together with `LOW_RANK`"""
-COLLAPSED_RANK = 0.03
-"""rank share at which few directions are in use, whatever came before"""
-COLLAPSED_DIRECTIONS = 2.0
-"""RankMe at which few directions are in use, however narrow the encoder"""
-FALLEN_RANK = 0.12
-"""rank share that counts as collapsed when it also fell to half of its highest"""
-LOW_RANK = 0.2
-"""rank share that counts as dimensional collapse together with `LOW_SPREAD`"""
-RISING_RANK = 1.1
-"""rank, over the first one measured, from which a low one is on its way up"""
 UNIFORM = 0.98
 """normalised teacher entropy at which the teacher hardly tells images apart"""
 ONE_HOT = 0.02
@@ -82,15 +71,16 @@ class Verdict:
     """which configuration field to change, and how"""
 
 
-def diagnose(steps: Sequence[Record], epochs: Sequence[Record]) -> Verdict:
+def diagnose(steps: Sequence[Record], epochs: Sequence[Record], evaluation: Record | None = None) -> Verdict:
     """The verdict on a run from the ``step`` and ``epoch`` records of its metrics, oldest first.
 
     The most serious finding wins: a loss that is not finite, complete collapse, a loss that rises, a teacher
     that stays uniform, dimensional collapse, a flat loss. What a method does not log is left out of the reasoning.
+    ``evaluation``, of a run that began with fresh weights, tells better than few images whether few directions do.
     """
     if not steps:
         return Verdict("too early", "No step is logged yet.", "", "")
-    signs = read_signs(steps, epochs)
+    signs = read_signs(steps, epochs, evaluation)
     if not math.isfinite(signs.loss):
         return _not_finite(steps, signs)
     if signs.step < MIN_STEPS:
@@ -190,25 +180,22 @@ def _uniform_teacher(signs: Signs) -> Verdict | None:
 
 
 def _dimensional_collapse(signs: Signs) -> Verdict | None:
-    if not signs.rank or signs.knn_gain >= KNN_GAIN:
-        return None
-    rank, highest = signs.rank[-1], max(signs.rank)
-    few = rank < COLLAPSED_RANK or signs.rankme < COLLAPSED_DIRECTIONS
-    fell = rank < FALLEN_RANK and rank < highest / 2
-    narrow = rank < LOW_RANK and bool(signs.spread) and signs.spread[-1] < LOW_SPREAD
-    # Sound masked methods begin with few directions and open more, and kNN follows within its error.
-    opening = rank > RISING_RANK * signs.rank[0] and bool(signs.knn) and signs.knn[-1] > signs.knn[0]
-    if not (few or fell or (narrow and not opening)):
+    """Few directions, unless the labels gained: those of a masked method may be few and well chosen."""
+    if not few_directions(signs) or _learned(signs):
         return None
     return Verdict(
         "dimensional collapse",
-        f"{_summary(signs)} The features use {100 * rank:.1f} % of the directions they could; the most so "
-        f"far was {100 * highest:.1f} %.",
+        f"{_summary(signs)} {directions(signs)}",
         f"The learning rate is too high (up to {signs.peak_lr:.3g} so far), the views share too easy a cue "
         "(often colour), or nothing in the objective decorrelates.",
         "Set optim.lr to a third, strengthen the views (method.views: jitter, gray, smaller scale), raise "
         "batch; with prototypes also raise method.tau_teacher.",
     )
+
+
+def _learned(signs: Signs) -> bool:
+    """Whether kNN is clearly above that of the start, as monitored or as judged afterwards."""
+    return max(signs.knn_gain, signs.judged_gain) >= KNN_GAIN
 
 
 def _flat(signs: Signs) -> Verdict | None:
@@ -230,14 +217,16 @@ def _flat(signs: Signs) -> Verdict | None:
 
 
 def _healthy(signs: Signs) -> Verdict:
+    narrow = f" {directions(signs)} {why_no_collapse(signs)}" if few_directions(signs) else ""
+    evidence = f"{_summary(signs)}{narrow}"
     if signs.knn and max(signs.knn) - signs.knn[-1] >= max(KNN_GAIN, signs.knn_noise):
         return Verdict(
             "healthy",
-            f"{_summary(signs)} But kNN is below its best, {max(signs.knn):.1f} %.",
+            f"{evidence} But kNN is below its best, {max(signs.knn):.1f} %.",
             "The objective is still being solved, by features that serve the labels less.",
             "Lower epochs, or strengthen the views (method.views).",
         )
-    return Verdict("healthy", _summary(signs), "", "")
+    return Verdict("healthy", evidence, "", "")
 
 
 def _summary(signs: Signs) -> str:

@@ -32,6 +32,12 @@ class RunRecord:
     retention: list[dict[str, Any]] = field(default_factory=list)
     """"retention" records of metrics.jsonl, oldest first"""
 
+    @property
+    def from_fresh_weights(self) -> dict[str, Any]:
+        """The evaluation, where its untrained twin is how the run began; else empty."""
+        run = self.about["run"]
+        return {} if run.get("init") or run.get("start_from") else self.evaluation
+
 
 def read_run(path: Path) -> RunRecord:
     """Read a run folder, finished or not. Raises ValueError when ``path`` is not one."""

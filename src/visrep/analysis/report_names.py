@@ -17,6 +17,8 @@ PROTOCOLS = {
     "linear-mae": "linear probe, MAE's",
     "attentive": "attentive probe",
     "attentive-vjepa": "attentive probe, V-JEPA's",
+    "attentive-vjepa2": "attentive probe, V-JEPA 2's",
+    "attentive-vjepa2@paper": "attentive probe, V-JEPA 2's, chosen on test images",
     "attentive-efficient": "efficient probe",
     "fewlabels": "few labels",
     "episodes": "episodes of five classes",

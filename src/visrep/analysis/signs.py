@@ -9,6 +9,29 @@ from statistics import median
 from typing import Any
 
 Record = Mapping[str, Any]
+NEIGHBOURS = 20
+"""of the kNN whose accuracy is compared: those of the monitor"""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Two kNN accuracies, in percent, each measured on so many images."""
+
+    start: float
+    end: float
+    queries: int
+
+    @property
+    def noise(self) -> float:
+        """Twice the standard error of the difference, in points."""
+        share = self.end / 100
+        return 200 * math.sqrt(2 * share * (1 - share) / max(1, self.queries))
+
+    @property
+    def points(self) -> float:
+        """What was gained, 0 within the noise."""
+        gain = self.end - self.start
+        return gain if abs(gain) > self.noise else 0.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +63,9 @@ class Signs:
     knn: tuple[float, ...]
     """online kNN accuracy in percent, one a monitored epoch"""
     queries: int
-    """about how many images that kNN was measured on: the monitor keeps a fifth of its images for it"""
+    """how many images that kNN was measured on; of older runs, a fifth of those monitored"""
+    judged: Gain | None
+    """kNN of fresh weights and of the encoder in evaluation.json; None where either is missing"""
     entropy: tuple[float, ...]
     """of the teacher's output divided by log k, one a step record"""
     kl: float
@@ -65,14 +90,21 @@ class Signs:
     @property
     def knn_gain(self) -> float:
         """Points of kNN accuracy gained since the first measurement, 0 within twice the error of a difference."""
-        gain = self.knn[-1] - self.knn[0] if self.knn else 0.0
-        return gain if abs(gain) > self.knn_noise else 0.0
+        return self._monitored.points
 
     @property
     def knn_noise(self) -> float:
         """Twice the standard error of the difference of two kNN accuracies, in points."""
-        share = self.knn[-1] / 100 if self.knn else 0.0
-        return 200 * math.sqrt(2 * share * (1 - share) / max(1, self.queries))
+        return self._monitored.noise
+
+    @property
+    def judged_gain(self) -> float:
+        """The same of the evaluation: points over fresh weights, 0 within the error or without evaluation."""
+        return 0.0 if self.judged is None else self.judged.points
+
+    @property
+    def _monitored(self) -> Gain:
+        return Gain(self.knn[0], self.knn[-1], self.queries) if self.knn else Gain(0.0, 0.0, 0)
 
     @property
     def entropy_stays_above(self) -> float:
@@ -97,8 +129,24 @@ def _guessing(steps: Sequence[Record]) -> float:
     return (float(blurred["loss"]) - float(blurred["monitor"]["teacher_student_kl"])) / entropy
 
 
-def read_signs(steps: Sequence[Record], epochs: Sequence[Record]) -> Signs:
-    """Condense ``step`` records (at least one) and ``epoch`` records, oldest first."""
+def _judged(evaluation: Record) -> Gain | None:
+    """kNN of the untrained twin and of the trained encoder, of its last layer."""
+    found = [
+        result
+        for result in evaluation.get("results", ())
+        if result["protocol"] == "knn" and result["settings"].get("k") == NEIGHBOURS
+    ]
+    trained = [result for result in found if result["encoder"] == "trained"]
+    if not trained:
+        return None
+    last = max(trained, key=lambda result: result["layer"])
+    place = last["layer"], last["pooling"]
+    twins = [r for r in found if r["encoder"] == "untrained" and (r["layer"], r["pooling"]) == place]
+    return Gain(float(twins[0]["value"]), float(last["value"]), int(last["n_test"])) if twins else None
+
+
+def read_signs(steps: Sequence[Record], epochs: Sequence[Record], evaluation: Record | None = None) -> Signs:
+    """Condense ``step`` records (at least one) and ``epoch`` records, oldest first, and an evaluation.json."""
     losses = [float(record["loss"]) for record in steps]
     finite = [loss for loss in losses if math.isfinite(loss)] or [math.nan]
     window = max(1, min(len(finite) // 10, 100))
@@ -122,7 +170,8 @@ def read_signs(steps: Sequence[Record], epochs: Sequence[Record]) -> Signs:
         rank=tuple(m["rankme"] / min(m["images"], m["width"]) for m in ranked),
         rankme=float(ranked[-1]["rankme"]) if ranked else math.nan,
         directions=int(min(ranked[-1]["images"], ranked[-1]["width"])) if ranked else 0,
-        queries=int(monitors[-1]["images"]) // 4 if monitors else 0,
+        queries=int(monitors[-1].get("queries", monitors[-1]["images"] // 4)) if monitors else 0,
+        judged=_judged(evaluation or {}),
         knn=tuple(float(m["knn"]) for m in monitors if "knn" in m),
         entropy=tuple(entropy),
         kl=median(kls[-window:]) if kls else math.inf,

@@ -28,15 +28,16 @@ def evaluate(
     Args:
         run: run folder, or a public encoder: checkpoint or ONNX file, timm:NAME, hf:NAME, open_clip:NAME@TAG
         data: labelled images: folder with a sub-folder a class (train/ and test/ or val/ above them are respected),
-            .parquet, .npz, or playground; for dense protocols a folder with images/ and masks/, or JPEGImages/ and
+            .parquet, .tar, .npz, or playground; for dense protocols a folder with images/ and masks/, or JPEGImages/ and
             Annotations/, or playground
         test: held-out labelled images; default: the test or val part of data, else a fifth of it
         protocols: all (that leave the encoder as it is), or some of: knn, knn-loo, linear, linear-dino, linear-dinov2,
             linear-mae, fewlabels, attentive, attentive-vjepa, attentive-vjepa2 (hours without an accelerator; not in
             all), attentive-efficient, episodes, clustering, retrieval, retrieval-within, copies, corruptions, shifts,
             backgrounds, ood-layers, linear-dinov2@paper, attentive-vjepa2@paper, finetune, finetune-mae,
-            finetune-mae-large; the last three also with few labels: finetune:10% or finetune:5 (of each class). On images with masks: segmentation, hummingbird, depth, attention-masks, discovery-lost,
-            discovery-tokencut, propagation, correspondence. See docs/protocols.md
+            finetune-mae-large; the last three also with few labels: finetune:10% or finetune:5 (of each class). On
+            images with masks: segmentation, hummingbird, depth, attention-masks, discovery-lost, discovery-tokencut,
+            propagation, correspondence. See docs/protocols.md
         layers: layers to judge besides the last one, 1 = first, or all
         poolings: auto, cls, mean, cls+mean, last-4
         baselines: also judge raw pixels and the untrained encoder

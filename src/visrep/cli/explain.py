@@ -16,6 +16,7 @@ def explain(
     point: tuple[float, float] | None = None,
     layers: tuple[int, ...] = (),
     steps: int = 200,
+    decoder_steps: int = 400,
     out: Path = Path("explain"),
     seed: int = 0,
 ) -> None:
@@ -28,7 +29,8 @@ def explain(
         images: shown beside each other
         point: across and down, as shares of the image: the patch that others are compared with; default: four of them
         layers: turned back into pictures besides the last, 1 = first; default: the first and the middle one
-        steps: of turning features back into pictures, 0 for none
+        steps: of turning features back into pictures by optimisation, 0 for none
+        decoder_steps: of training each decoder of features into pictures, 0 for none
         out: folder
         seed: of the probe, of noise and of figures
     """
@@ -42,6 +44,7 @@ def explain(
         point=point,
         layers=layers,
         steps=steps,
+        decoder_steps=decoder_steps,
         out=out,
         seed=seed,
         progress=True,

@@ -66,11 +66,5 @@ def attentive_efficient(
     probe = seeded(lambda: EfficientProbe(d, len(classes), queries), seed).to(train.device)
     optimiser = lars(probe.parameters(), SCHEDULE.lr)
     train_probe(probe, train, targets, optimiser, SCHEDULE, torch.Generator().manual_seed(seed))
-    settings = {
-        "lr": SCHEDULE.lr,
-        "epochs": SCHEDULE.epochs,
-        "queries": queries,
-        "batch": SCHEDULE.batch_for(n),
-        "steps": SCHEDULE.steps(n),
-    }
+    settings = SCHEDULE.settings(n) | {"queries": queries}
     return [Prediction("attentive-efficient", classes[predict(probe, test)], settings)]

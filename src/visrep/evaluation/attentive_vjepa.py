@@ -5,7 +5,7 @@
 Keys, values and the query have biases, the output of attention is not projected (the official code holds such a matrix
 and never applies it), the MLP is four times as wide. 20 epochs of batches of 1024 by AdamW, learning rate 0.001 along
 half a cosine to 0 without warm-up, weight decay of matrices from 0.001 to 1e-6 along another. I-JEPA's and V-JEPA's
-ImageNet numbers are of this probe; V-JEPA 2 puts three blocks of self-attention below it and tries 20 settings at once.
+ImageNet numbers are of this probe; for that of V-JEPA 2 see `attentive_vjepa2`.
 
 *Deviations*: one view of each image in place of random crops and flips; small sets have smaller batches (see
 `probe_training`); heads of 64 dimensions, as all their encoders have, where the width allows it.
@@ -87,11 +87,5 @@ def attentive_vjepa(
     ]
     optimiser = torch.optim.AdamW(groups, lr=SCHEDULE.lr)
     train_probe(probe, train, targets, optimiser, SCHEDULE, torch.Generator().manual_seed(seed))
-    settings = {
-        "lr": SCHEDULE.lr,
-        "epochs": SCHEDULE.epochs,
-        "heads": heads,
-        "batch": SCHEDULE.batch_for(n),
-        "steps": SCHEDULE.steps(n),
-    }
+    settings = SCHEDULE.settings(n) | {"heads": heads}
     return [Prediction("attentive-vjepa", classes[predict(probe, test)], settings)]

@@ -33,7 +33,7 @@ class Effort:
 def effort(record: RunRecord) -> Effort:
     """What a run has on record; zeros where it has no metrics."""
     run, last = record.about["run"], record.steps[-1] if record.steps else {"step": 0, "epoch": 0.0}
-    verdict = diagnose(record.steps, record.epochs)
+    verdict = diagnose(record.steps, record.epochs, record.from_fresh_weights)
     return Effort(
         path=str(record.path),
         method=record.about["method"],

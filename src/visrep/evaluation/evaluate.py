@@ -17,12 +17,13 @@ from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.dense.sitting import ReadOut
 from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.fingerprint import fingerprint
+from visrep.evaluation.labels import without_test_images
 from visrep.evaluation.poolings import LAST_4, check_poolings, last_layers
 from visrep.evaluation.protocols import (
     ALL,
     ON_LAYERS,
-    ON_TOKENS,
     check_protocols,
+    reads_tokens,
     reads_vectors,
     without_all,
 )
@@ -160,7 +161,8 @@ def _by_labels(
         if any(reads_vectors(name) for name in protocols):
             sitting.judge_pixels()
     split = f"fitted on {counts[0]} images of {train.name}, judged on {counts[1]} of {origin}"
-    warnings = [*sitting.warnings(), *_few(counts[1])]
+    notes = dict.fromkeys((*train.notes, *test.notes))
+    warnings = [*sitting.warnings(), *notes, *without_test_images(train, test), *_few(counts[1])]
     mark = fingerprint(encoder, train, test, sitting.results, seed=seed)
     return Evaluation(sitting.results, split, mark, warnings, list(dict.fromkeys(sitting.store.notes)))
 
@@ -234,5 +236,5 @@ def _asked(
         extracted |= {*last_layers(depth)}
     if any(name in EVERY_LAYER for name in protocols):
         extracted |= {*range(1, depth + 1)}
-    tokens = any(name in ON_TOKENS for name in protocols)
+    tokens = any(map(reads_tokens, protocols))
     return Asked(depth, wanted, poolings, tuple(sorted(extracted)), tokens)

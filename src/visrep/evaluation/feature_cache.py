@@ -3,7 +3,7 @@
 One .safetensors file for each encoder and set of images, named by a hash of both: all weights, the configuration, the
 preprocessing; names, order and content of the images. It holds cls and mean of layers, patch tokens when some
 protocol asked for them, which images could be read, and a checksum of each array. A file that is cut short or changed
-is made anew, with a note.
+is made anew, with a note. When a folder grows beyond a bound, files that were used least recently go (`evict`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 from visrep.data.cache import fingerprint
 from visrep.data.canvas import CanvasSet
 from visrep.data.source import Source
+from visrep.evaluation.eviction import VARIABLE, bound, evict, mark_used
 from visrep.evaluation.features import Features
 
 FORMAT = 1
@@ -63,11 +64,18 @@ class Side:
 
 @dataclass
 class FeatureStore:
-    """Features from disk, or extracted and kept there. Without a folder nothing is kept."""
+    """Features from disk, or extracted and kept there. Without a folder nothing is kept.
+
+    Files that this store read or wrote are never deleted by it, however many they are.
+    """
 
     folder: Path | None
     notes: list[str] = field(default_factory=list)
     """what was reused and what was not kept"""
+    most: float = field(default_factory=bound)
+    """bytes in the folder beyond which earlier files go"""
+    used: set[Path] = field(default_factory=set)
+    """files of this sitting"""
 
     def get(
         self,
@@ -87,10 +95,12 @@ class FeatureStore:
         named = json.dumps({**identity, "format": FORMAT, "images": side.mark}, sort_keys=True)
         key = hashlib.sha256(named.encode()).hexdigest()
         path = self.folder / f"features-{key[:24]}.safetensors"
+        self.used.add(path)
         try:
             known = _about(path, key)
             if known and set(layers) <= set(known["layers"]) and (known["tokens"] or not tokens):
                 found = _read(path, known, side, tokens)
+                mark_used(path)
                 self.notes.append(f"features reused ({who}): no second pass over the images")
                 return found
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -128,6 +138,14 @@ class FeatureStore:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+        self._make_room(path.parent)
+
+    def _make_room(self, folder: Path) -> None:
+        if gone := evict([*folder.glob("features-*.safetensors")], self.most, self.used):
+            self.notes.append(
+                f"{len(gone)} of the files of features, those used least recently, were deleted: {folder} keeps "
+                f"{self.most / 2**30:.3g} GiB ({VARIABLE} sets another bound)"
+            )
 
 
 def _about(path: Path, key: str) -> dict[str, Any]:

@@ -103,6 +103,11 @@ def finetune(
         "draws": draws,
     }
     answers = predicted[0] if draws == 1 else torch.stack(predicted)
+    if lost := int((answers < 0).sum()):
+        caution = (
+            f"{protocol}: training diverged, and {lost} of {answers.numel()} answers are not finite, which count as "
+            "wrong. The features may be too large, or the encoder close to diverging."
+        )
     return Prediction(protocol, answers, settings, caution, n_train=n)
 
 

@@ -154,13 +154,13 @@ class Fit:
         return network
 
     def predict(self, network: Classifier, images: Images) -> Tensor:
-        """A label for each image, seen as in every other protocol."""
+        """A label for each image, seen as in every other protocol; -1, which is none, where training diverged."""
         expects, index = self.encoder.preprocessing, images.index.numpy()
         with evaluation_mode(network), torch.no_grad():
-            logits = [
-                network(x).cpu() for x, *_ in centred(images.canvases, index, expects, MICRO, self.device)
-            ]
-        return self.classes[torch.cat(logits).argmax(-1)]
+            logits = torch.cat(
+                [network(x).cpu() for x, *_ in centred(images.canvases, index, expects, MICRO, self.device)]
+            )
+        return self.classes[logits.argmax(-1)].where(logits.isfinite().all(-1), -1)
 
     def _views(self, canvases: CanvasSet) -> OneView:
         expects = self.encoder.preprocessing

@@ -19,7 +19,9 @@ from visrep.evaluation.protocols import (
     MEASURED,
     ON_LAYERS,
     ON_TOKENS,
+    ON_TOKENS_AS_PUBLISHED,
     ON_VECTORS,
+    reads_tokens,
     reads_vectors,
     tunes,
 )
@@ -138,7 +140,7 @@ def _jobs(
             for (layer, pooling), vectors in train.vectors.items():
                 x, x_test = vectors.to(device), test.vectors[layer, pooling].to(device)
                 yield _job(name, x, labels, x_test, answers, seed), layer, pooling
-        elif name in ON_TOKENS and train.tokens is not None and test.tokens is not None:
+        elif reads_tokens(name) and train.tokens is not None and test.tokens is not None:
             x, x_test = train.tokens.to(device), test.tokens.to(device)
             yield _job(name, x, labels, x_test, answers, seed), last, "tokens"
         elif name in ON_LAYERS and last:  # raw pixels have no layers
@@ -150,8 +152,27 @@ def _jobs(
 def _job(name: str, x: Tensor, labels: Tensor, x_test: Tensor, answers: Tensor, seed: int) -> Job:
     if name in MEASURED:
         return lambda: MEASURED[name](x, labels, x_test, answers, seed=seed)
-    probe = ON_VECTORS[name] if name in ON_VECTORS else ON_TOKENS[name]
-    return lambda: probe(x, labels, x_test, seed=seed)
+    if name in ON_VECTORS:
+        return lambda: ON_VECTORS[name](x, labels, x_test, seed=seed)
+
+    def on_tokens() -> list[Prediction]:
+        _check_tokens(name, x, x_test)
+        if name in ON_TOKENS_AS_PUBLISHED:
+            return ON_TOKENS_AS_PUBLISHED[name](x, labels, x_test, answers, seed=seed)
+        return ON_TOKENS[name](x, labels, x_test, seed=seed)
+
+    return on_tokens
+
+
+def _check_tokens(name: str, *sides: Tensor) -> None:
+    """Raises Inapplicable: vectors are finite here, so tokens were too large for the precision they are kept in."""
+    bad = sum(int((~tokens.isfinite().flatten(1).all(-1)).sum()) for tokens in sides)
+    if bad:
+        raise Inapplicable(
+            f"{name} reads patch tokens, which are kept in half precision, and those of {bad} of "
+            f"{sum(map(len, sides))} images are beyond 65,504, where it ends. Leave {name} out: linear and knn read "
+            "vectors in full precision."
+        )
 
 
 def _check_finite(encoder: Judged, train: Features, test: Features) -> None:

@@ -60,6 +60,17 @@ def check_classes(source: Source, labels: Int64[np.ndarray, " n"]) -> None:
         )
 
 
+def without_test_images(train: Source, test: Source) -> list[str]:
+    """A warning where classes that are fitted on have no image that is judged."""
+    if missing := np.setdiff1d(labels_of(train), labels_of(test)).tolist():
+        have = "has" if len(missing) == 1 else "have"
+        names = _list([class_name(train, label) for label in missing])
+        return [
+            f"{names} of {train.name} {have} no test image: results say nothing about telling it from others."
+        ]
+    return []
+
+
 def class_name(source: Source, label: int) -> str:
     """Name of a class where there are names, else its number."""
     return f"class {label}" if source.classes is None else f"{source.classes[label]!r}"

@@ -49,14 +49,7 @@ def linear_dino(
     probe = normal_linear(x.shape[1], len(classes), rng).to(x)
     optimiser = torch.optim.SGD(probe.parameters(), lr=SCHEDULE.lr, momentum=MOMENTUM)
     train(probe, x, targets, optimiser, SCHEDULE, rng)
-    settings = {
-        "layers": layers,
-        "mean": mean,
-        "lr": SCHEDULE.lr,
-        "epochs": SCHEDULE.epochs,
-        "batch": SCHEDULE.batch_for(len(x)),
-        "steps": SCHEDULE.steps(len(x)),
-    }
+    settings = {"layers": layers, "mean": mean} | SCHEDULE.settings(len(x))
     return [Prediction("linear-dino", classes[predict(probe, x_test)], settings)]
 
 

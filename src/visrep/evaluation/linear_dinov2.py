@@ -26,7 +26,7 @@ from torch import Tensor
 from visrep.evaluation.features import Parts
 from visrep.evaluation.holdout import hold_out
 from visrep.evaluation.poolings import LAST, beside
-from visrep.evaluation.probe_training import Published, batches, check_two_classes
+from visrep.evaluation.probe_training import Published, batches, check_answered, check_two_classes
 from visrep.evaluation.results import Prediction, Setting
 
 LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -68,12 +68,13 @@ def linear_dinov2(
     accuracies = grid.accuracies(x[held_out], targets[held_out])
     best = int(accuracies.argmax())
     chosen = train_heads(x, targets, [heads[best]], columns, len(classes), seed)
-    predicted = classes[chosen.logits(inputs(test)[0])[:, 0].argmax(-1)]
+    found = chosen.answers(inputs(test)[0])[:, 0]
+    check_answered(found >= 0)
     settings = _settings(heads, best, len(x)) | {
         "held_out": len(held_out),
         "held_out_top1": 100 * float(accuracies[best]),
     }
-    return [Prediction("linear-dinov2", predicted, settings)]
+    return [Prediction("linear-dinov2", classes[found], settings)]
 
 
 def linear_dinov2_as_published(
@@ -89,8 +90,11 @@ def linear_dinov2_as_published(
     check_two_classes(classes)
     x, heads, columns = inputs(train)
     grid = train_heads(x, targets, heads, columns, len(classes), seed)
-    predicted = classes[grid.logits(inputs(test)[0]).argmax(-1)]  # m heads
-    best = int((predicted == answers[:, None]).double().mean(0).argmax())
+    found = grid.answers(inputs(test)[0])  # m heads
+    predicted = classes[found]
+    right = (predicted == answers[:, None]).double().mean(0)
+    best = int(right.where((found >= 0).all(0), -1).argmax())
+    check_answered(found[:, best] >= 0)
     name = "linear-dinov2@paper"
     caution = (
         f"{name}: the best of {len(heads)} settings was chosen on the reported test images, as in the paper: the value "
@@ -128,9 +132,14 @@ class Grid:
     def logits(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n h k"]:
         return (x @ self.weight).unflatten(1, self.bias.shape) + self.bias
 
+    def answers(self, x: Float[Tensor, "n d"]) -> Int64[Tensor, "n h"]:
+        """The number of the most likely class; -1 by heads whose training diverged."""
+        logits = self.logits(x)
+        return logits.argmax(-1).where(logits.isfinite().all(-1), -1)
+
     def accuracies(self, x: Float[Tensor, "n d"], y: Int64[Tensor, " n"]) -> Float[Tensor, " h"]:
         right = [
-            (self.logits(rows).argmax(-1) == answers[:, None]).double().sum(0)
+            (self.answers(rows) == answers[:, None]).double().sum(0)
             for rows, answers in zip(x.split(1024), y.split(1024), strict=True)
         ]
         return torch.stack(right).sum(0) / len(x)

@@ -42,13 +42,7 @@ def linear_mae(
     d = train.shape[1]
     probe = nn.Sequential(batch_norm(d), normal_linear(d, len(classes), rng)).to(train)
     train_probe(probe, train, targets, lars(probe.parameters(), SCHEDULE.lr), SCHEDULE, rng)
-    settings = {
-        "lr": SCHEDULE.lr,
-        "epochs": SCHEDULE.epochs,
-        "batch": SCHEDULE.batch_for(len(train)),
-        "steps": SCHEDULE.steps(len(train)),
-    }
-    return [Prediction("linear-mae", classes[predict(probe, test)], settings)]
+    return [Prediction("linear-mae", classes[predict(probe, test)], SCHEDULE.settings(len(train)))]
 
 
 def batch_norm(d: int) -> nn.BatchNorm1d:

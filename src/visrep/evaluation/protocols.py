@@ -9,6 +9,7 @@ from torch import Tensor
 from visrep.evaluation.attentive import attentive
 from visrep.evaluation.attentive_efficient import attentive_efficient
 from visrep.evaluation.attentive_vjepa import attentive_vjepa
+from visrep.evaluation.attentive_vjepa2 import attentive_vjepa2, attentive_vjepa2_as_published
 from visrep.evaluation.clustering import clustering
 from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.episodes import episodes
@@ -29,6 +30,14 @@ class Probe(Protocol):
     """Training features with labels and test features in, predictions out."""
 
     def __call__(self, train: Tensor, labels: Tensor, test: Tensor, /, *, seed: int) -> list[Prediction]: ...
+
+
+class PaperProbe(Protocol):
+    """As `Probe`, and looks at the test labels, as an ``@paper`` does."""
+
+    def __call__(
+        self, train: Tensor, labels: Tensor, test: Tensor, answers: Tensor, /, *, seed: int
+    ) -> list[Prediction]: ...
 
 
 class LayersProbe(Protocol):
@@ -71,18 +80,24 @@ ON_LAYERS: dict[str, LayersProbe] = {
 ON_TOKENS: dict[str, Probe] = {
     "attentive": attentive,
     "attentive-vjepa": attentive_vjepa,
+    "attentive-vjepa2": attentive_vjepa2,
     "attentive-efficient": attentive_efficient,
 }
 """read the patch tokens of the last layer"""
+ON_TOKENS_AS_PUBLISHED: dict[str, PaperProbe] = {"attentive-vjepa2@paper": attentive_vjepa2_as_published}
+"""the same, with settings chosen on the test images"""
+LONG = frozenset({"attentive-vjepa2"})
+"""take hours without an accelerator, so that "all" does not stand for them"""
 COPIES = "copies"
 """encodes changed images"""
 ALL = "all"
-"""every protocol that leaves the encoder as it is and chooses nothing on the test images, where it applies"""
+"""every protocol that leaves the encoder as it is, chooses nothing on the test images and takes no hours, where it
+applies"""
 
 ORDER = (
-    "linear", "linear-dinov2", "linear-dino", "linear-mae", "attentive", "attentive-vjepa", "attentive-efficient",
-    "knn", "fewlabels", "knn-loo", "episodes", "retrieval", "retrieval-within", "clustering", COPIES,
-    *ROBUST, *DENSE, "linear-dinov2@paper", *RECIPES,
+    "linear", "linear-dinov2", "linear-dino", "linear-mae", "attentive", "attentive-vjepa", "attentive-vjepa2",
+    "attentive-efficient", "knn", "fewlabels", "knn-loo", "episodes", "retrieval", "retrieval-within", "clustering",
+    COPIES, *ROBUST, *DENSE, "linear-dinov2@paper", *ON_TOKENS_AS_PUBLISHED, *RECIPES,
 )  # fmt: skip
 """the first of these that was asked for puts a leaderboard in order"""
 
@@ -94,13 +109,15 @@ def without_all(names: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
     """
     if ALL not in names:
         return names, False
-    every = [name for name in ORDER if name not in RECIPES and name not in DENSE and "@" not in name]
+    left = {*RECIPES, *DENSE, *LONG}
+    every = [name for name in ORDER if name not in left and "@" not in name]
     return tuple(dict.fromkeys([*every, *(name for name in names if name != ALL)])), True
 
 
 def check_protocols(names: tuple[str, ...]) -> None:
     """Raises ValueError, with the protocols there are, when one does not exist or none is asked for."""
-    available = ", ".join([*ON_VECTORS, *ON_LAYERS, *ON_TOKENS, *MEASURED, COPIES, *ROBUST, *DENSE, *RECIPES])
+    on_tokens = [*ON_TOKENS, *ON_TOKENS_AS_PUBLISHED]
+    available = ", ".join([*ON_VECTORS, *ON_LAYERS, *on_tokens, *MEASURED, COPIES, *ROBUST, *DENSE, *RECIPES])
     if not names:
         raise ValueError(f"no protocol was asked for. Use some of: {available}.")
     for name in names:
@@ -123,6 +140,11 @@ def tunes(name: str) -> bool:
 def needs_images(name: str) -> bool:
     """Whether features of the images as they are do not suffice."""
     return tunes(name) or name == COPIES or name in ROBUST
+
+
+def reads_tokens(name: str) -> bool:
+    """Whether a protocol reads patch tokens."""
+    return name in ON_TOKENS or name in ON_TOKENS_AS_PUBLISHED
 
 
 def reads_vectors(name: str) -> bool:

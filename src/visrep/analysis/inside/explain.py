@@ -36,13 +36,19 @@ class Settings:
     layers: tuple[int, ...] = ()
     """to invert besides the last one; by default the first and the middle one"""
     steps: int = 200
-    """of each inversion; 0 for none"""
+    """of each inversion by optimisation; 0 for none"""
+    decoder_steps: int = 400
+    """of training each decoder, one for every layer that is inverted; 0 for none"""
 
     def __post_init__(self) -> None:
         if self.images < 1:
             raise ValueError(f"images={self.images}: show at least 1.")
         if self.steps < 0:
             raise ValueError(f"steps={self.steps}: use 0 for no inversion, or a number of steps such as 200.")
+        if self.decoder_steps < 0:
+            raise ValueError(
+                f"decoder_steps={self.decoder_steps}: use 0 for no decoder, or a number of steps such as 400."
+            )
         if self.point is not None and not all(0 <= share < 1 for share in self.point):
             raise ValueError(
                 f"point={self.point}: across and down are shares of the image from 0 to below 1."
@@ -84,7 +90,7 @@ def explain_encoder(
         "tokens": lambda: token_section(subject),
         "likeness": lambda: likeness_section(subject, settings.point),
         "gradients": lambda: gradient_section(subject),
-        "inversion": lambda: inversion_section(subject, layers, settings.steps),
+        "inversion": lambda: inversion_section(subject, layers, settings.steps, settings.decoder_steps),
         "classes": lambda: class_section(subject),
         "dissection": lambda: dissection_section(subject),
         "gestalt": lambda: gestalt_section(subject),

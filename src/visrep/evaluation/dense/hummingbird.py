@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visrep.evaluation.dense.exam import DenseSide, Exam
 from visrep.evaluation.dense.miou import Counts
-from visrep.evaluation.dense.segmentation import JUDGED, check_marked, named
+from visrep.evaluation.dense.segmentation import JUDGED, check_marked, named, unseen
 from visrep.evaluation.results import Measure
 
 NEIGHBOURS = 30
@@ -43,7 +43,8 @@ def hummingbird(exam: Exam) -> list[Measure]:
         parts.append(Counts.of(named(found.permute(0, 3, 1, 2), test.size), side.classes, len(test.names)))
     settings = {"image": exam.image, "memory": len(keys), "neighbours": min(NEIGHBOURS, len(keys))}
     counts = Counts.joined(parts)
-    return [counts.measure("hummingbird", settings, test.names, n_train=len(exam.train), seed=exam.seed)]
+    how = {"n_train": len(exam.train), "seed": exam.seed}
+    return [counts.measure("hummingbird", settings, test.names, **how, caution=unseen(exam))]
 
 
 def remember(

@@ -62,6 +62,7 @@ class Counts:
         *,
         n_train: int,
         seed: int,
+        caution: str = "",
     ) -> Measure:
         """Mean over classes that are in the answers or the predictions, with each class's IoU as details."""
         iou = self.iou()
@@ -75,6 +76,7 @@ class Counts:
             low,
             high,
             {**settings, "classes": len(present), "pixel_accuracy": round(100 * accuracy, 2)},
+            caution,
             n_train=n_train,
             n_test=len(self.true),
             details={f"IoU of {names[k]}": round(100 * float(iou[k]), 2) for k in present},

@@ -48,7 +48,8 @@ def segmentation(exam: Exam) -> list[Measure]:
     (counts,) = judge(fit(exam, exam.train, (rate,)), exam.test, exam.device)
     settings = {"lr": rate, "image": exam.image, "steps": SCHEDULE.steps(len(exam.train))}
     names = exam.test.names
-    return [counts.measure("segmentation", settings, names, n_train=len(exam.train), seed=exam.seed)]
+    how = {"n_train": len(exam.train), "seed": exam.seed}
+    return [counts.measure("segmentation", settings, names, **how, caution=unseen(exam))]
 
 
 def fit(exam: Exam, side: DenseSide, rates: tuple[float, ...], *, choosing: bool = False) -> LinearHeads:
@@ -93,6 +94,18 @@ def judge(heads: LinearHeads, side: DenseSide, device: torch.device) -> list[Cou
 def named(scores: Float[Tensor, "b k h w"], size: int) -> Int64[Tensor, "b s s"]:
     """The class of the greatest of the enlarged scores, on the CPU."""
     return enlarged(scores, size).argmax(1).cpu()
+
+
+def unseen(exam: Exam) -> str:
+    """A caution where test masks have classes that no training mask has."""
+    known, asked = (set(side.classes.unique().tolist()) - {IGNORE} for side in (exam.train, exam.test))
+    names = [exam.test.names[number] for number in sorted(asked - known)]
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names[:5])}{f' and {len(names) - 5} more classes' if len(names) > 5 else ''}: in masks of test "
+        "images and of no training image, so that nothing can name them; their IoU of 0 counts in the mean."
+    )
 
 
 def check_marked(train: DenseSide) -> None:

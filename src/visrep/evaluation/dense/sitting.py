@@ -200,7 +200,8 @@ def _finite(who: str, patches: Patches) -> Patches:
     if bad:
         raise ValueError(
             f"the {who} encoder gives NaN or infinite patches for {bad} of {len(patches.index)} images: its training "
-            "diverged. Judge an earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
+            "diverged, or they are beyond 65,504, where the half precision ends in which patches are kept. Judge an "
+            "earlier checkpoint, or train again with a lower optim.lr or with optim.clip."
         )
     return patches
 

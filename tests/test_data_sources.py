@@ -426,7 +426,11 @@ def test_subset_and_pickling(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "sizes", "classes"),
-    [("flowers", (3457, 860), 5), ("cifar10-jpeg", (50_000, 10_000), 10), ("imagenette128", (9469, 3925), 10)],
+    [
+        ("flowers", (3457, 860), 5),
+        ("cifar10-jpeg", (50_000, 10_000), 10),
+        ("imagenette128", (9469, 3925), 10),
+    ],
 )
 def test_real_data(name: str, sizes: tuple[int, int], classes: int) -> None:
     if not (SHARED / name).is_dir():

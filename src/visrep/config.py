@@ -103,8 +103,8 @@ class Run(Generic[MethodConfig]):
     method: MethodConfig
     optim: Optim = Optim()
     data: str = "playground"
-    """folder of images (its train/ where it has splits), .parquet, .tar or .npz file, or 'playground' (built in); clips:
-    folder of videos, folders of frames as 'folder:frames=16,stride=2', or 'playground-video'"""
+    """folder of images (its train/ where it has splits), .parquet, .tar or .npz file, or 'playground' (built in);
+    clips: folder of videos, folders of frames as 'folder:frames=16,stride=2', or 'playground-video'"""
     val: str = ""
     """labelled images for the kNN measured while training; default: a fifth of the monitored images of data"""
     out: str = ""

@@ -28,8 +28,8 @@ def evaluate(
     Args:
         run: run folder, or a public encoder: checkpoint or ONNX file, timm:NAME, hf:NAME, open_clip:NAME@TAG
         data: labelled images: folder with a sub-folder a class (train/ and test/ or val/ above them are respected),
-            .parquet, .tar, .npz, or playground; for dense protocols a folder with images/ and masks/, or JPEGImages/ and
-            Annotations/, or playground
+            .parquet, .tar, .npz, or playground; for dense protocols a folder with images/ and masks/, or with
+            JPEGImages/ and Annotations/, or playground
         test: held-out labelled images; default: the test or val part of data, else a fifth of it
         protocols: all (that leave the encoder as it is), or some of: knn, knn-loo, linear, linear-dino, linear-dinov2,
             linear-mae, fewlabels, attentive, attentive-vjepa, attentive-vjepa2 (hours without an accelerator; not in

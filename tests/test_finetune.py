@@ -20,7 +20,7 @@ from visrep.encoders import FrameAverage, ResNet, ViT
 from visrep.evaluation import finetune as protocol
 from visrep.evaluation.evaluate import evaluate
 from visrep.evaluation.features import extract
-from visrep.evaluation.finetune import MAE_BASE, MAE_LARGE, RECIPES, SMALL, finetune
+from visrep.evaluation.finetune import MAE_BASE, MAE_LARGE, RECIPES, SMALL, finetune, parse
 from visrep.evaluation.fitting import (
     Classifier,
     Fit,
@@ -214,6 +214,13 @@ def loop(encoder: Encoder, train: Images, recipe: Recipe, lr: float, decay: floa
     return network
 
 
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 bits also where the CPU has instructions for bfloat16."""
+    monkeypatch.setattr("visrep.evaluation.fitting.multiplies_bf16", lambda: False)
+
+
+@pytest.mark.usefixtures("exact")
 def test_training_is_a_plain_loop() -> None:
     train, encoder = some(60), vit()
     recipe = replace(FAST, warmup=0.25)
@@ -228,6 +235,7 @@ def test_training_is_a_plain_loop() -> None:
     assert not torch.allclose(found["encoder.cls_token"], start["cls_token"], atol=1e-4)
 
 
+@pytest.mark.usefixtures("exact")
 def test_parts_of_a_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     train, fit = some(40), Fit(vit(), torch.tensor([0, 2, 4]), FAST, CPU, 0, False, "")
     whole = fit(train, 1e-3, 0.7, "").state_dict()
@@ -396,3 +404,10 @@ def test_clips_are_fine_tuned_too() -> None:
     labelled = Images.of(clips, kept)
     found = finetune("finetune", encoder, labelled, labelled, device=CPU, recipe=FAST)
     assert found.predicted.shape == (24,)
+
+
+def test_motions_are_not_mirrored() -> None:
+    """A clip that moves left stays one: the recipe for motions draws the pixels of the clip itself, never its mirror."""
+    recipe, _ = parse("finetune-motion")
+    assert recipe.view.flip == 0 and recipe.mixing.probability == 0
+    assert RECIPES["finetune"].view.flip > 0

@@ -35,9 +35,9 @@ def evaluate(
             linear-mae, fewlabels, attentive, attentive-vjepa, attentive-vjepa2 (hours without an accelerator; not in
             all), attentive-efficient, episodes, clustering, retrieval, retrieval-within, copies, corruptions, shifts,
             backgrounds, ood-layers, linear-dinov2@paper, attentive-vjepa2@paper, finetune, finetune-mae,
-            finetune-mae-large; the last three also with few labels: finetune:10% or finetune:5 (of each class). On
-            images with masks: segmentation, hummingbird, depth, attention-masks, discovery-lost, discovery-tokencut,
-            propagation, correspondence. See docs/protocols.md
+            finetune-mae-large, finetune-motion; these also with few labels: finetune:10% or finetune:5 (of each
+            class). On images with masks: segmentation, hummingbird, depth, attention-masks, discovery-lost,
+            discovery-tokencut, propagation, correspondence. See docs/protocols.md
         layers: layers to judge besides the last one, 1 = first, or all
         poolings: auto, cls, mean, cls+mean, last-4
         baselines: also judge raw pixels and the untrained encoder

@@ -3,6 +3,7 @@
     minimise   cross-entropy(W mean(patches) + b, y)      learning rate of layer i = lr decay^(depth + 1 - i)
 
 x and y mixed (see `mixing`), by AdamW with a warm-up and half a cosine. ``finetune`` is for up to some 100,000 images,
+``finetune-motion`` for some thousand clips whose label is a motion: nothing is mirrored, so that left stays left;
 ``finetune-mae`` and ``finetune-mae-large`` are MAE's settings for ImageNet with ViT-B and ViT-L (arXiv:2111.06377, its
 FINETUNE.md): 83.7 and 86.0 % there. Behind a colon stands how many images have labels, a percentage of each class or a
 number: ``finetune:10%``, ``finetune:5``; these are drawn three times (see `interval_over_draws`). Settings are chosen
@@ -46,7 +47,22 @@ MAE_BASE = Recipe(
     view=View(jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0, gray=0.0, blur=0.0),
 )
 MAE_LARGE = replace(MAE_BASE, tries=((4 * 1e-3, 0.75),), epochs=50, warmup=5 / 50, drop_path=0.2)
-RECIPES = {"finetune": SMALL, "finetune-mae": MAE_BASE, "finetune-mae-large": MAE_LARGE}
+MOTION = Recipe(
+    tries=((1e-3, 1.0),),
+    epochs=5,
+    least_steps=300,
+    warmup=0.1,
+    batch=64,
+    view=View(scale=(0.7, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0),
+    mixing=Mixing(probability=0.0, smoothing=0.0),
+    drop_path=0.0,
+)
+RECIPES = {
+    "finetune": SMALL,
+    "finetune-motion": MOTION,
+    "finetune-mae": MAE_BASE,
+    "finetune-mae-large": MAE_LARGE,
+}
 
 
 def parse(protocol: str) -> tuple[Recipe, Amount]:

@@ -407,7 +407,7 @@ def test_clips_are_fine_tuned_too() -> None:
 
 
 def test_motions_are_not_mirrored() -> None:
-    """A clip that moves left stays one: the recipe for motions draws the pixels of the clip itself, never its mirror."""
+    """A clip that moves left stays one that moves left."""
     recipe, _ = parse("finetune-motion")
     assert recipe.view.flip == 0 and recipe.mixing.probability == 0
     assert RECIPES["finetune"].view.flip > 0

@@ -29,7 +29,12 @@ with at least three seeds, the trained encoder beats its untrained twin and raw 
 95 % confidence bound of its seeds lies above the highest value of theirs.
 """
 
-SHOWN = {"linear": "linear probe", "knn k=20": "kNN-20", "attentive": "attentive probe"}
+SHOWN = {
+    "linear": "linear probe",
+    "knn k=20": "kNN-20",
+    "attentive": "attentive probe",
+    "finetune-motion": "fine-tuned",
+}
 """protocols of the tables, with their headings"""
 
 SHEETS_HEAD = """# Sheets
@@ -45,7 +50,7 @@ METHODS_HEAD = """\
 Made by `python docs/generate.py` from the method files and the records: do not edit. The pages of the families explain
 targets, what stops collapse and what each is good at.
 
-| method | family | idea | paper | status | linear probe (untrained twin) |
+| method | family | idea | paper | status | accuracy (untrained twin) |
 |---|---|---|---|---|---|
 """
 
@@ -128,8 +133,9 @@ def pixels(rows: list[dict], shown: list[str]) -> str:
 
 
 def summary() -> str:
-    """The short table of the README: the claim of every record, a column a data set, best first."""
-    records = sorted(load_records(), key=lambda record: -claim(record)["trained"]["mean"])
+    """The short table of the README: the linear probe of every record, a column a data set, best first."""
+    records = [record for record in load_records() if record["protocol"] == "linear"]
+    records.sort(key=lambda record: -claim(record)["trained"]["mean"])
     sets = sorted({record["data"] for record in records})
     rows: dict[str, dict[str, dict]] = {}
     for record in records:
@@ -164,7 +170,8 @@ def paper(entry: Entry) -> str:
 
 def proof(record: dict) -> str:
     """The claim of a record in a few words."""
-    return f"{record['data']} {beside(claim(record))}"
+    protocol = SHOWN.get(record["protocol"], record["protocol"])
+    return f"{record['data']} {beside(claim(record))}, {protocol}"
 
 
 def methods() -> str:
@@ -189,7 +196,7 @@ def family_page(text: str, family: str) -> str:
             f"- status: {entry.status}\n- verified against: {entry.verified_against}\n"
             f"- deviations: {entry.deviations or 'none'}\n- presets: {', '.join(entry.presets)}\n"
         )
-        parts.extend(f"- learns: {proof(record)}, linear probe, percent\n" for record in entry.records)
+        parts.extend(f"- learns: {proof(record)}, percent\n" for record in entry.records)
     return between(text, "methods", "".join(parts))
 
 

@@ -53,9 +53,10 @@ MOTION = Recipe(
     least_steps=300,
     warmup=0.1,
     batch=64,
-    view=View(scale=(0.7, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0),
+    view=View(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0),
     mixing=Mixing(probability=0.0, smoothing=0.0),
     drop_path=0.0,
+    standardise=True,
 )
 RECIPES = {
     "finetune": SMALL,

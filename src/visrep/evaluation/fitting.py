@@ -52,6 +52,8 @@ class Recipe:
     mixing: Mixing = Mixing()
     drop_path: float = 0.1
     """of vision transformers"""
+    standardise: bool = False
+    """the pooled vectors, by BatchNorm without affine: few steps cannot first grow what differs little between images"""
     weight_decay: float = 0.05
 
     def steps(self, n: int) -> int:
@@ -84,15 +86,16 @@ class Images:
 class Classifier(nn.Module):
     """Images or clips to logits "b k"."""
 
-    def __init__(self, encoder: Encoder, k: int) -> None:
+    def __init__(self, encoder: Encoder, k: int, *, standardise: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
+        self.norm = nn.BatchNorm1d(encoder.width, affine=False) if standardise else nn.Identity()
         self.head = nn.Linear(encoder.width, k)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Float[Tensor, "b *c h w"]) -> Float[Tensor, "b k"]:
-        return self.head(self.encoder(images).pool("mean")).float()
+        return self.head(self.norm(self.encoder(images).pool("mean").float())).float()
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ class Fit:
         )
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)  # of the classifier and of drop path
-            network = Classifier(trainable(self.encoder, recipe.drop_path), len(self.classes))
+            network = Classifier(
+                trainable(self.encoder, recipe.drop_path), len(self.classes), standardise=recipe.standardise
+            )
             network.to(self.device).train()
             optimiser = torch.optim.AdamW(parameter_groups(network, recipe.weight_decay, layer_decay))
             for step, canvases in enumerate(steps):

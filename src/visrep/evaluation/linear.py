@@ -22,8 +22,8 @@ from visrep.evaluation.results import Prediction
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2)
 """tried in this order, strongest regularisation first; then half a decade to either side of the best"""
 PATIENCE = 2
-"""values of C with neither a better held-out accuracy nor a lower held-out loss before the larger ones are left out;
-accuracy alone stays at chance for small C where what tells the classes apart varies little"""
+"""values of C without a better held-out accuracy before the larger ones are left out. At chance all are tried: there
+small ones say nothing about large ones, as what tells the classes apart may vary little"""
 MAX_ITERATIONS = 500
 
 
@@ -151,16 +151,15 @@ def _choose(
 ) -> tuple[float, float]:
     """C with the best held-out accuracy, and that accuracy. Each fit starts from the one before."""
     gram = x.T @ x / len(x)
+    chance = float(y_held_out.bincount().max()) / len(y_held_out)
+    chance += 2 * (chance * (1 - chance) / len(y_held_out)) ** 0.5
     accuracies: dict[float, float] = {}
-    losses: dict[float, float] = {}
     fits: dict[float, LogisticRegression] = {}
 
     def attempt(c: float, start: float | None) -> None:
         known = None if start is None else fits[start]
         fits[c] = fit(x, y, k, c, start=known, gram=gram, tolerance=1e-4)  # ample for an accuracy
-        logits = fits[c].logits(x_held_out)
-        accuracies[c] = float((logits.argmax(-1) == y_held_out).double().mean())
-        losses[c] = float(F.cross_entropy(logits, y_held_out))
+        accuracies[c] = float((fits[c].logits(x_held_out).argmax(-1) == y_held_out).double().mean())
 
     def best() -> float:
         return max(accuracies, key=lambda c: (accuracies[c], -c))
@@ -169,7 +168,7 @@ def _choose(
     for tried, c in enumerate(cs):
         attempt(c, previous)
         previous = c
-        if tried - max(map(cs.index, (best(), min(losses, key=lambda c: losses[c])))) == PATIENCE:
+        if tried - cs.index(best()) >= PATIENCE and accuracies[best()] > chance:
             break
     middle = best()
     for c in (middle * 10**-0.5, middle * 10**0.5):

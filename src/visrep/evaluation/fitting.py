@@ -53,7 +53,7 @@ class Recipe:
     drop_path: float = 0.1
     """of vision transformers"""
     standardise: bool = False
-    """the pooled vectors, by BatchNorm without affine: few steps cannot first grow what differs little between images"""
+    """the pooled vectors, by BatchNorm without affine: a few steps cannot first grow what differs little"""
     weight_decay: float = 0.05
 
     def steps(self, n: int) -> int:

@@ -75,7 +75,8 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
         key = f"{protocol} {architecture}"
         found = judged(run, protocol, key not in twins, settings)
         by_encoder = {result["encoder"]: result for result in found}
-        twins.setdefault(key, by_encoder["untrained"])
+        if key not in twins:
+            twins[key] = by_encoder["untrained"]
         trained = by_encoder["trained"]
         row[protocol] = {
             "trained": trained["value"],

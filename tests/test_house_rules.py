@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "nn": {"method", "distributed", "functional", "masking"},
     "encoders": {*CONTRACT, "nn", "functional"},
     "methods": {*CONTRACT, "nn", "encoders", "distributed", "functional", "masking", "views"},
-    "evaluation": {*CONTRACT, "encoders", "data", "views", "analysis", "optim"},
+    "evaluation": {*CONTRACT, "encoders", "data", "views", "analysis", "optim", "machine"},
     "analysis": {*CONTRACT, "functional", "encoders", "data", "views", "evaluation"},
 }
 """Imports point one way. What is not listed (engine, cli, ...) stands above and may import all of these."""

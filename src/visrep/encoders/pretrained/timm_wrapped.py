@@ -26,7 +26,9 @@ class TimmEncoder(Encoder):
             )
         self.config = config
         # as convolutional networks want it on CPUs and tensor cores; the few 4-D weights of others do not mind
-        self.model = model.to(memory_format=torch.channels_last)
+        for weight in (parameter for parameter in model.parameters() if parameter.ndim == 4):
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        self.model = model
         self.width, self.depth = own.num_features, len(own.feature_info)
         self.stride = own.feature_info[-1]["reduction"]
         self.preprocessing = Preprocessing(224)

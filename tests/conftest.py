@@ -11,8 +11,8 @@ install_import_hook("visrep", "typechecker.check")
 @pytest.fixture(autouse=True, scope="session")
 def in_32_bits() -> Iterator[None]:
     """Results do not depend on what this machine's CPU can do."""
-    from visrep import engine
+    from visrep import machine
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "multiplies_bf16", lambda: False)
+        patch.setattr(machine, "multiplies_bf16", lambda: False)
         yield

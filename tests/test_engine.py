@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import visrep
-from visrep import engine
+from visrep import engine, machine
 from visrep.api import override, with_encoder
 from visrep.config import Run
 from visrep.engine import resume, start, training_images
@@ -210,7 +210,7 @@ engine.start(run, method=sys.argv[1], preset="tiny")
 def test_auto_precision_is_what_the_cpu_is_fast_at(
     multiplies: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine, "multiplies_bf16", lambda: multiplies)
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: multiplies)
     run = replace(tiny("simclr", tmp_path), accelerator="cpu")
     resolved = engine.resolve(run, training_images(run))
     assert resolved.precision == precision

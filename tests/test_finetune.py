@@ -214,13 +214,6 @@ def loop(encoder: Encoder, train: Images, recipe: Recipe, lr: float, decay: floa
     return network
 
 
-@pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 bits also where the CPU has instructions for bfloat16."""
-    monkeypatch.setattr("visrep.evaluation.fitting.multiplies_bf16", lambda: False)
-
-
-@pytest.mark.usefixtures("exact")
 def test_training_is_a_plain_loop() -> None:
     train, encoder = some(60), vit()
     recipe = replace(FAST, warmup=0.25)
@@ -235,7 +228,6 @@ def test_training_is_a_plain_loop() -> None:
     assert not torch.allclose(found["encoder.cls_token"], start["cls_token"], atol=1e-4)
 
 
-@pytest.mark.usefixtures("exact")
 def test_parts_of_a_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     train, fit = some(40), Fit(vit(), torch.tensor([0, 2, 4]), FAST, CPU, 0, False, "")
     whole = fit(train, 1e-3, 0.7, "").state_dict()

@@ -33,6 +33,11 @@ def multiplies_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def trains_in_bf16(device: str) -> bool:
+    """Whether a kind of device (cuda, cpu, mps) is faster in bfloat16 than in 32 bits."""
+    return device == "cuda" or (device == "cpu" and multiplies_bf16())
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks for the next step instead of returning them to the system.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visrep.data.source import Source
+from visrep.data.source import Source, stamp_of
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .tga".split()
@@ -48,10 +48,9 @@ class Folder(Source):
     def stamp(self, index: int) -> str:
         """Changes when the image is replaced: size and time of change of its file."""
         try:
-            status = (self.root / self.files[index]).stat()
+            return stamp_of(self.root / self.files[index])
         except OSError:
             return "unreadable"
-        return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from visrep.data.decode import UnreadableImage
 from visrep.data.folder import natural
 from visrep.data.sequence import as_labels
-from visrep.data.source import Source
+from visrep.data.source import Source, stamp_of
 
 HELD_BYTES = 256 * 2**20
 """encoded images that one process keeps at hand"""
@@ -57,7 +57,7 @@ class Parquet(Source):
         for shard in sorted(shards, key=lambda path: natural(str(path))):
             with _opened(shard) as file:
                 images = _image_column(file.schema_arrow, shard)
-                stamp = f"{shard.stat().st_size}:{shard.stat().st_mtime_ns}"
+                stamp = stamp_of(shard)
                 above = 0
                 for number in range(file.num_row_groups):
                     self._groups.append(_RowGroup(shard, number, above, images, stamp))

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from visrep.data.decode import Raw
+
+
+def stamp_of(path: Path) -> str:
+    """Changes when a file is replaced: its size and time of change. Raises OSError when it is gone."""
+    status = path.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 class Source(ABC):

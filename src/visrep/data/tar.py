@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from visrep.data.folder import is_image, natural
-from visrep.data.source import Source
+from visrep.data.source import Source, stamp_of
 
 LABEL = ".cls"
 """ending of the file that holds the number of a sample's class"""
@@ -58,7 +58,7 @@ class Tar(Source):
         self.offset = np.array([sample.offset for sample in samples], dtype=np.int64)
         self.size = np.array([sample.size for sample in samples], dtype=np.int64)
         self.names = [sample.name for sample in samples]
-        self.stamps = [f"{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in self.shards]
+        self.stamps = [stamp_of(path) for path in self.shards]
         self.labels = _labels([sample.label for sample in samples], name)
         self.classes = (
             None if self.labels is None else _classes(self.shards[0].parent, int(self.labels.max()))

@@ -11,7 +11,7 @@ import numpy as np
 from visrep.data.decode import Raw
 from visrep.data.film import need_pyav, read_film
 from visrep.data.folder import class_folders, is_image
-from visrep.data.source import Source
+from visrep.data.source import Source, stamp_of
 
 SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .3gp".split())
 
@@ -68,10 +68,9 @@ class Clips(Source):
         name, place = self._place(index)
         files = self._frames(name, place) if self.videos[name] else [self.root / name]
         try:
-            status = [file.stat() for file in files]
+            changes = ":".join(map(stamp_of, files))
         except OSError:
             return "unreadable"
-        changes = ":".join(f"{each.st_size}:{each.st_mtime_ns}" for each in status)
         return f"{self.frames}x{self.stride}@{place}:{changes}"
 
     def moments(self, total: int, place: float) -> list[int]:

@@ -24,7 +24,7 @@ from visrep.encoders import VideoViT, ViTLike
 from visrep.evaluation.features import Features, centred, evaluation_mode
 from visrep.evaluation.holdout import hold_out
 from visrep.evaluation.mixing import Mixing, mix
-from visrep.machine import multiplies_bf16
+from visrep.machine import trains_in_bf16
 from visrep.method import At, Encoder
 from visrep.schedules import Cosine, Warmup
 from visrep.views import OneView, View, draw
@@ -175,7 +175,7 @@ class Fit:
 
     def _backward(self, network: Classifier, x: Tensor, y: Tensor) -> None:
         parts = math.ceil(len(x) / MICRO)
-        fast = self.device.type == "cuda" or (self.device.type == "cpu" and multiplies_bf16())
+        fast = trains_in_bf16(self.device.type)
         for pixels, targets in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
                 logits = network(pixels)

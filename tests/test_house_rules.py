@@ -25,13 +25,14 @@ MAY_IMPORT = {
     "distributed": set(),
     "functional": set(),
     "masking": set(),
+    "progress": set(),
     "views": {"method"},
-    "data": {"method"},
+    "data": {"method", "progress"},
     "nn": {"method", "distributed", "functional", "masking"},
     "encoders": {*CONTRACT, "nn", "functional"},
     "methods": {*CONTRACT, "nn", "encoders", "distributed", "functional", "masking", "views"},
-    "evaluation": {*CONTRACT, "encoders", "data", "views", "analysis", "optim", "machine"},
-    "analysis": {*CONTRACT, "functional", "encoders", "data", "views", "evaluation"},
+    "evaluation": {*CONTRACT, "encoders", "data", "views", "analysis", "optim", "machine", "progress"},
+    "analysis": {*CONTRACT, "functional", "encoders", "data", "views", "evaluation", "progress"},
 }
 """Imports point one way. What is not listed (engine, cli, ...) stands above and may import all of these."""
 OPTIONAL = {

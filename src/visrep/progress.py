@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +17,74 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+T = TypeVar("T")
+
+
+class Bars:
+    """Bars of work within work, one below the other; each vanishes when its work is done.
+
+    They are lines of one display, since two that write to the same terminal overwrite each other.
+    """
+
+    def __init__(self) -> None:
+        self.display: Progress | None = None
+
+    @contextmanager
+    def bar(self, title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+        outermost = self.display is None
+        display = self.display = self.display or _display()
+        if outermost:
+            display.start()
+        task = display.add_task(title, total=total, note="")
+        try:
+            yield lambda items, note: display.update(task, advance=items, note=note)
+        finally:
+            display.remove_task(task)
+            if outermost:
+                display.stop()
+                self.display = None
+
+
+BARS = Bars()
+
+
+@contextmanager
+def counted(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int, str], None]]:
+    """A bar on a terminal, else nothing; yields a function that moves it on by so many and sets the note beside it."""
+    if shown and sys.stderr.isatty():
+        with BARS.bar(title, total) as advance:
+            yield advance
+    else:
+        yield lambda items, note: None
+
+
+def tracked(items: Iterable[T], title: str, *, total: int | None = None, shown: bool) -> Iterator[T]:
+    """The items, counted by a bar; ``total`` where ``len`` does not know it."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with counted(title, total, shown=shown) as advance:
+        for item in items:
+            yield item
+            advance(1, "")
+
+
+def within(items: Iterable[T], title: str, *, total: int | None = None) -> Iterator[T]:
+    """`tracked` below the bar of the work that this is part of, and silent where none is shown."""
+    return tracked(items, title, total=total, shown=BARS.display is not None)
+
+
+def _display() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 class TrainingProgress:

@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from visrep.data.arrays import Arrays
 from visrep.data.decode import canvas_shape
@@ -21,6 +20,7 @@ from visrep.data.parquet import Parquet
 from visrep.data.source import Source, Subset
 from visrep.data.video import Clips
 from visrep.data.workers import decode_in_order
+from visrep.progress import counted
 
 FORMAT = 1
 """part of the fingerprint: raise it whenever decoding changes, so that old caches are left alone"""
@@ -141,29 +141,11 @@ def _fill(pixels: np.ndarray, source: Source, size: int, workers: int, progress:
     chunks = [np.arange(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
     workers = 0 if n <= FEW else workers
     decoded = decode_in_order(source, size, chunks, workers=workers, ahead=2 * workers, replace=False)
-    with _bar(progress) as bar:
-        task = bar.add_task(f"decoding {source.name}", total=n, rate="")
+    begun = time.monotonic()
+    with counted(f"decoding {source.name}", n, shown=progress) as advance:
         for part in decoded:
             rows = slice(int(part.index[0]), int(part.index[-1]) + 1)
             pixels[rows], sizes[rows] = part.pixels, part.sizes
             unreadable |= part.unreadable
-            speed = bar.tasks[task].speed
-            bar.update(task, advance=len(part.index), rate="" if speed is None else f"{speed:,.0f} images/s")
+            advance(len(part.index), f"{rows.stop / (time.monotonic() - begun):,.0f} images/s")
     return Kept(pixels, sizes, unreadable)
-
-
-def _bar(progress: bool) -> Progress:
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (progress and console.is_terminal),
-        transient=True,
-    )

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from visrep.evaluation.holdout import hold_out
 from visrep.evaluation.probe_training import check_answered
 from visrep.evaluation.results import Prediction
+from visrep.progress import within
 
 LRS = (1e-3, 3e-3, 1e-2)
 EPOCHS = 20
@@ -147,7 +148,7 @@ def _train(
     steps = epochs * math.ceil(n / BATCH)
     warm_up = max(1, steps // epochs)
     step = 0
-    for _ in range(epochs):
+    for _ in within(range(epochs), "passes"):
         # parts of almost equal size: a last batch of one image would give BatchNorm nothing to normalise by
         for rows in torch.randperm(n, generator=rngs[0]).to(tokens.device).tensor_split(steps // epochs):
             step += 1

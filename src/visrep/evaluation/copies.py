@@ -13,7 +13,6 @@ copies of one image are drawn together in the resamples that intervals come from
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -33,6 +30,7 @@ from visrep.evaluation.fitting import Images
 from visrep.evaluation.poolings import assemble, last_layers
 from visrep.evaluation.results import Inapplicable, Measure, Setting
 from visrep.method import At, Encoder
+from visrep.progress import tracked
 from visrep.views import OneView, View, draw
 
 MOST = 1000
@@ -81,9 +79,8 @@ def copies(
     )  # place in ``there``, negative where not
     layers = tuple({layer for layer, _ in vectors})
     poolings = tuple(dict.fromkeys(how for _, how in vectors))
-    shown = progress and sys.stderr.isatty()
     lists: dict[tuple[int, str], list[Pairs]] = {where: [] for where in vectors}
-    for kind in track(CHANGES, "copies", console=Console(stderr=True), disable=not shown, transient=True):
+    for kind in tracked(CHANGES, "copies", shown=progress):
         parts = changed(encoder, test.rows(chosen), kind, layers, device, seed)
         made = assemble(parts, layers, poolings, encoder.depth)
         for where, x in vectors.items():

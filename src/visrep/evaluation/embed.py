@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from contextlib import closing
 from itertools import chain
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from visrep.data.canvas import CanvasSet, canvas_size
 from visrep.data.source import Source
@@ -19,6 +16,7 @@ from visrep.encoders import applied_to
 from visrep.evaluation.features import Features, count_bad, stream
 from visrep.evaluation.writers import WRITERS, Writer
 from visrep.method import Encoder
+from visrep.progress import tracked
 
 
 def embed(
@@ -58,12 +56,11 @@ def embed(
         batch=batch,
         device=device,
     )
-    shown = progress and sys.stderr.isatty()
     n_batches = -(-len(source) // batch)
     temporary = out.with_name(out.name + ".part")
     try:
         _write(
-            track(parts, "embedding", total=n_batches, console=Console(stderr=True), disable=not shown),
+            tracked(parts, "embedding", total=n_batches, shown=progress),
             layer,
             source,
             WRITERS[out.suffix],

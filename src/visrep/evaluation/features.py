@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,13 +10,12 @@ from typing import cast, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Int64
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from visrep.data.canvas import CanvasSet
 from visrep.data.workers import default_workers
 from visrep.method import Canvases, Encoder, Pooling, Preprocessing, Tokens
+from visrep.progress import tracked
 from visrep.views import center
 
 Parts = dict[tuple[int, str], Float[Tensor, "_ _"]]
@@ -76,19 +74,7 @@ def extract(
         device=device,
     )
     n_batches = -(-len(indices) // batch)
-    shown = progress and sys.stderr.isatty()
-    return _join(
-        list(
-            track(
-                parts,
-                "features",
-                total=n_batches,
-                console=Console(stderr=True),
-                disable=not shown,
-                transient=True,
-            )
-        )
-    )
+    return _join(list(tracked(parts, "features", total=n_batches, shown=progress)))
 
 
 def stream(

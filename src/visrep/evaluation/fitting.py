@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -13,8 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from visrep.config import Optim
@@ -26,6 +23,7 @@ from visrep.evaluation.holdout import hold_out
 from visrep.evaluation.mixing import Mixing, mix
 from visrep.machine import trains_in_bf16
 from visrep.method import At, Encoder
+from visrep.progress import tracked
 from visrep.schedules import Cosine, Warmup
 from visrep.views import OneView, View, draw
 
@@ -129,15 +127,7 @@ class Fit:
         batches = images.canvases.stream(
             shuffled(images.index.numpy(), batch, total, self.seed), rows=batch, workers=default_workers()
         )
-        shown = self.progress and sys.stderr.isatty()
-        steps = track(
-            batches,
-            f"fine-tuning, {self.title}, {what}",
-            total=total,
-            console=Console(stderr=True),
-            disable=not shown,
-            transient=True,
-        )
+        steps = tracked(batches, f"fine-tuning, {self.title}, {what}", total=total, shown=self.progress)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)  # of the classifier and of drop path
             network = Classifier(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from visrep.evaluation.copies import copies
@@ -27,6 +24,7 @@ from visrep.evaluation.protocols import (
 )
 from visrep.evaluation.results import Inapplicable, Judged, Measure, Prediction, Result, score
 from visrep.method import Encoder
+from visrep.progress import tracked
 
 Job = Callable[[], list[Prediction] | list[Measure]]
 
@@ -54,13 +52,11 @@ def judge(
     cautions: dict[str, None] = {}
     # float64 and sorting are poorly supported by other accelerators
     device = device if device.type == "cuda" else torch.device("cpu")
-    jobs = track(
+    jobs = tracked(
         _jobs(train, test, protocols, device, seed),
         f"protocols, {encoder}",
         total=sum(len(train.vectors) if reads_vectors(name) else 1 for name in protocols),
-        console=Console(stderr=True),
-        disable=not (progress and sys.stderr.isatty()),
-        transient=True,
+        shown=progress,
     )
     for job, layer, pooling in jobs:
         try:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from visrep.evaluation.results import Inapplicable, Setting
+from visrep.progress import within
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -70,7 +71,7 @@ class Published:
 def batches(n: int, schedule: Published, rng: torch.Generator) -> Iterator[tuple[float, Int64[Tensor, " b"]]]:
     """For each step the epochs before it and the rows of its batch; each epoch in a new order."""
     steps = math.ceil(n / schedule.batch_for(n))
-    for epoch in range(schedule.epochs):
+    for epoch in within(range(schedule.epochs), "passes"):
         # parts of almost equal size: a last batch of one image would give BatchNorm nothing to normalise by
         for number, rows in enumerate(torch.randperm(n, generator=rng).tensor_split(steps)):
             yield epoch + number / steps, rows

@@ -18,25 +18,19 @@ decoder of this size finds soon, not all that there is. The paper trains on Imag
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float16, Int64
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from visrep.data.canvas import CanvasSet
 from visrep.evaluation.features import centred, evaluation_mode
 from visrep.evaluation.probe_training import seeded
 from visrep.method import Encoder
-
-T = TypeVar("T")
+from visrep.progress import tracked
 
 SIDE = 64
 """of pictures, at most"""
@@ -117,7 +111,7 @@ def encode_maps(
     left = BYTES
     with evaluation_mode(encoder), torch.no_grad():
         batches = centred(canvases, indices, encoder.preprocessing, ENCODED, device)
-        for pixels, _, _ in _tracked(batches, "maps", -(-len(indices) // ENCODED), progress):
+        for pixels, _, _ in tracked(batches, "maps", total=-(-len(indices) // ENCODED), shown=progress):
             states = encoder(pixels, layers=layers).layers
             for layer, state in zip(layers, states, strict=True):
                 rows, columns = state.grid[-2:]
@@ -161,7 +155,7 @@ def train_decoder(
     order = torch.cat([torch.randperm(n, generator=rng) for _ in range(math.ceil(total * BATCH / n))])
     decoder.train()
     with torch.enable_grad():
-        for step in _tracked(range(total), title, total, progress):
+        for step in tracked(range(total), title, shown=progress):
             rows = order[step * BATCH : (step + 1) * BATCH]
             rises = min(1.0, (step + 1) / (WARM_UP * total))
             optimiser.param_groups[0]["lr"] = LR * rises * (1 + math.cos(math.pi * step / total)) / 2
@@ -223,8 +217,3 @@ def _resized(x: Tensor, size: int) -> Tensor:
     if min(x.shape[-2:]) > size:
         return F.adaptive_avg_pool2d(x, size)
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-
-
-def _tracked(items: Iterable[T], title: str, total: int, progress: bool) -> Iterable[T]:
-    shown = progress and sys.stderr.isatty()
-    return track(items, title, total=total, console=Console(stderr=True), disable=not shown, transient=True)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from visrep.evaluation.dense.exam import DenseSide
+from visrep.progress import within
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """learning rates to choose from: published ones (3e-4 for depth, 1e-3 for classes) and greater ones, for few steps"""
@@ -120,7 +121,7 @@ def train_heads(
     groups = [{"params": part, "peak": rate} for part, rate in zip(heads.parts(), rates, strict=True)]
     optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=schedule.weight_decay)
     size, flat = side.size, answers.flatten(1)
-    for step, rows in zip(range(steps), _batches(len(side), rng), strict=False):
+    for step, rows in zip(within(range(steps), "steps"), _batches(len(side), rng), strict=False):
         place = torch.randint(size * size, (len(rows), PIXELS), generator=rng)
         wanted = flat[rows].gather(1, place).to(device)
         maps = heads(maps_of(side, rows, device))

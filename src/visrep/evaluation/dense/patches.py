@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float16, Int64
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from visrep.data.canvas import CanvasSet
 from visrep.evaluation.features import centred, evaluation_mode
 from visrep.method import Encoder, Preprocessing
+from visrep.progress import tracked
 
 ENLARGED = 2
 """side of the images here over the side that the encoder is used to, as DINOv3 judges: 512 pixels after 256"""
@@ -60,13 +58,11 @@ def extract_patches(
     with evaluation_mode(encoder):
         parts = [
             Patches(grid_tokens(encoder, pixels, layer).half().cpu(), index)
-            for pixels, _, index in track(
+            for pixels, _, index in tracked(
                 centred(canvases, everyone, how, BATCH, device, whole=True),
                 "patches",
                 total=-(-len(everyone) // BATCH),
-                console=Console(stderr=True),
-                disable=not (progress and sys.stderr.isatty()),
-                transient=True,
+                shown=progress,
             )
         ]
     return _joined(parts)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from visrep.config import to_json
 from visrep.encoders.checks import NoFreshWeights
@@ -24,6 +21,7 @@ from visrep.evaluation.fingerprint import digest_of
 from visrep.evaluation.results import Inapplicable, Judged, Measure, Result
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
+from visrep.progress import tracked
 
 Encode = Callable[[Base, int], Patches]
 """the patches of all images of a base, of one layer"""
@@ -131,13 +129,8 @@ class DenseSitting:
     def _judge(self, who: Judged, encode: Encode, network: Callable[[], Encoder] | None) -> None:
         encode = _remembering(encode)
         found: list[Result] = []
-        for name, layer in track(
-            self._jobs(network is not None),
-            f"dense protocols, {who}",
-            console=Console(stderr=True),
-            disable=not (self.progress and sys.stderr.isatty()),
-            transient=True,
-        ):
+        jobs = self._jobs(network is not None)
+        for name, layer in tracked(jobs, f"dense protocols, {who}", shown=self.progress):
             try:
                 measures = self._run(name, who, encode, network, layer)
             except Inapplicable as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,8 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from visrep.evaluation.features import Features, Parts, encode, evaluation_mode
@@ -20,6 +17,7 @@ from visrep.evaluation.linear import linear
 from visrep.evaluation.poolings import assemble, last_layers
 from visrep.evaluation.results import Inapplicable, Measure, Setting, bootstrap, bootstrap_mean
 from visrep.method import Encoder, Preprocessing
+from visrep.progress import tracked
 from visrep.views import center
 
 MOST = 500
@@ -103,12 +101,9 @@ def encoded(
     progress: bool,
 ) -> Parts:
     """cls and mean of the last layer and of ``others``; ``total`` is the number of batches, for the bar."""
-    shown = progress and sys.stderr.isatty()
     encoder.to(device)
     with evaluation_mode(encoder):
-        steps = track(
-            batches, title, total=total, console=Console(stderr=True), disable=not shown, transient=True
-        )
+        steps = tracked(batches, title, total=total, shown=progress)
         found = [encode(encoder, pixels.to(device), others, ("auto", "mean"))[0] for pixels in steps]
     return {key: torch.cat([part[key] for part in found]) for key in found[0]}
 

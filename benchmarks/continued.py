@@ -3,9 +3,9 @@
     python benchmarks/continued.py --starts pip:mobilenet_v2 pip:efficientnet_lite0 --data flowers --name flowers
 
 continues every start on the unlabelled images with every recipe, seed and act of the guard, judges start and end on the
-held-out images of the same size, and writes ``records/continued_NAME.json``; `python docs/generate.py` puts the table
-into docs/continue.md. Runs are kept in ``--runs`` and reused when they are there. Labels of training images are seen
-by the guard (its kNN) and by the probes, never by the training.
+held-out images of the same size, and adds rows to ``records/continued_NAME.json``, in place of those of other settings;
+`python docs/generate.py` puts the table into docs/continue.md. Runs are kept in ``--runs`` and reused when they are
+there. Labels of training images are seen by the guard (its kNN) and by the probes, never by the training.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main(settings: Settings) -> None:
+    command = shlex.join(["python", "benchmarks/continued.py", *sys.argv[1:]])
     rows = []
     for start in settings.starts:
         own = visrep.load_encoder(start).preprocessing.size
@@ -163,7 +164,13 @@ def main(settings: Settings) -> None:
         for recipe in settings.recipes:
             for guard in settings.guards:
                 runs = [continued(start, recipe, guard, seed, settings, size) for seed in settings.seeds]
-                row = {"start": short(start), "size": size, "recipe": recipe, "guard": guard}
+                row = {
+                    "start": short(start),
+                    "size": size,
+                    "recipe": recipe,
+                    "guard": guard,
+                    "command": command,
+                }
                 rows.append(row | {"before": before, "after": over_seeds(runs), "runs": runs})
                 print(
                     row,
@@ -171,18 +178,28 @@ def main(settings: Settings) -> None:
                     rows[-1]["after"],
                     flush=True,
                 )
-    save_json(
-        ROOT / "records" / f"continued_{settings.name}.json",
-        {
-            "command": shlex.join(["python", "benchmarks/continued.py", *sys.argv[1:]]),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
-            "method": settings.method,
-            "epochs": settings.epochs,
-            "batch": settings.batch,
-            "recipes": {name: asdict(RECIPES[name]) for name in settings.recipes},
-            "rows": rows,
-        },
-    )
+    record = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "method": settings.method,
+        "epochs": settings.epochs,
+        "batch": settings.batch,
+        "recipes": {name: asdict(recipe) for name, recipe in RECIPES.items()},
+    }
+    file = ROOT / "records" / f"continued_{settings.name}.json"
+    save_json(file, record | {"rows": [*others(file, record, rows), *rows]})
+
+
+def others(file: Path, record: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of earlier calls that were made alike, without those that were made again."""
+    earlier = json.loads(file.read_text()) if file.exists() else {}
+    if any(earlier.get(name) != value for name, value in record.items()):
+        return []
+    made = {row_key(row) for row in rows}
+    return [row for row in earlier["rows"] if row_key(row) not in made]
+
+
+def row_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("start", "size", "recipe", "guard"))
 
 
 if __name__ == "__main__":

@@ -308,7 +308,9 @@ def study(name: str) -> str:
             f"| {before['linear']['value']:.1f} | {cell(after['linear'])} "
             f"| {before['knn']['value']:.1f} | {cell(after['knn'])} | {said} | {seconds:.0f} |\n"
         )
-    return "".join([*parts, f"\nMade by `{record['command']}`.\n"])
+    parts.append("\nMade by\n\n```\n")
+    parts.extend(f"{command}\n" for command in dict.fromkeys(row["command"] for row in record["rows"]))
+    return "".join([*parts, "```\n"])
 
 
 def encoders() -> str:

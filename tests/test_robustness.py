@@ -38,7 +38,7 @@ from visrep.evaluation.robustness.base import (
 )
 from visrep.evaluation.robustness.corrupting import KINDS, corrupted, severities_in_turn
 from visrep.evaluation.robustness.corruptions import corruptions, kept
-from visrep.evaluation.robustness.moves import WINDOW, Move, seen, windows
+from visrep.evaluation.robustness.moves import WINDOW, Move, windows
 from visrep.evaluation.robustness.ood_layers import mixed, ood_layers
 from visrep.evaluation.robustness.registry import ROBUST, judge_robust
 from visrep.evaluation.robustness.shifts import agreement_by_chance, random_moves, shifts
@@ -234,7 +234,7 @@ def picture() -> Canvases:
 
 def test_a_moved_window_is_scikit_images_warp() -> None:
     canvases, move = picture(), Move(right=0.05, down=-0.08, degrees=20, zoom=1.3)
-    found = seen(canvases, move, PLAIN)[0].permute(1, 2, 0).numpy()
+    found = windows(canvases, [move], PLAIN)[0].permute(1, 2, 0).numpy()
     # window -> true pixels -> canvas, in scikit-image's pixel centres, at twice the size and then averaged
     side = WINDOW * 40.0
     fine = 2 * SIZE
@@ -253,18 +253,20 @@ def test_a_moved_window_is_scikit_images_warp() -> None:
 
 def test_moves_do_what_they_say() -> None:
     canvases = picture()
-    rest = seen(canvases, Move(), PLAIN)
-    turned = seen(canvases, Move(degrees=90), PLAIN)
+    rest = windows(canvases, [Move()], PLAIN)
+    turned = windows(canvases, [Move(degrees=90)], PLAIN)
     torch.testing.assert_close(turned, rest.rot90(1, (2, 3)), atol=1e-4, rtol=0)
     step = 4 / SIZE
-    moved = seen(canvases, Move(right=step), PLAIN)
+    moved = windows(canvases, [Move(right=step)], PLAIN)
     torch.testing.assert_close(moved[..., :-4], rest[..., 4:], atol=1e-4, rtol=0)
-    down = seen(canvases, Move(down=step), PLAIN)
+    down = windows(canvases, [Move(down=step)], PLAIN)
     torch.testing.assert_close(down[..., :-4, :], rest[..., 4:, :], atol=1e-4, rtol=0)
-    several = windows(canvases, [Move(zoom=1.5)], PLAIN)
-    torch.testing.assert_close(several, seen(canvases, Move(zoom=1.5), PLAIN))
+    zoomed = windows(canvases, [Move(zoom=1.5)], PLAIN)
+    both = Canvases(canvases.pixels.repeat(2, 1, 1, 1), canvases.sizes.repeat(2, 1), torch.arange(2))
+    together = windows(both, [Move(), Move(zoom=1.5)], PLAIN)
+    torch.testing.assert_close(together, torch.cat([rest, zoomed]))
     for far in (Move(degrees=45), Move(zoom=WINDOW), Move(right=0.2)):
-        assert not torch.allclose(seen(canvases, far, PLAIN), rest, atol=0.01)
+        assert not torch.allclose(windows(canvases, [far], PLAIN), rest, atol=0.01)
     with pytest.raises(ValueError, match=r"0\.5 is the border"):
         Move(right=0.3)
     with pytest.raises(ValueError, match="Move less or zoom in"):
@@ -275,7 +277,7 @@ def test_the_window_at_rest_is_the_centre() -> None:
     """Against our own views, which crop and resize with other kernels."""
     canvases = picture()
     small = replace(PLAIN, ratio=WINDOW)
-    torch.testing.assert_close(seen(canvases, Move(), PLAIN), center(canvases, small), atol=0.03, rtol=0)
+    torch.testing.assert_close(windows(canvases, [Move()], PLAIN), center(canvases, small), atol=0.03, rtol=0)
 
 
 def test_agreement_by_chance_is_counted() -> None:

@@ -45,13 +45,11 @@ class Move:
             )
 
 
-def seen(canvases: Canvases, move: Move, expects: Preprocessing) -> Float[Tensor, "b 3 h w"]:
-    """The window of every image at the encoder's size, normalised as it expects; bilinear, antialiased by averaging."""
-    return windows(canvases, [move] * len(canvases), expects)
-
-
 def windows(canvases: Canvases, moves: list[Move], expects: Preprocessing) -> Float[Tensor, "b 3 h w"]:
-    """`seen` with a move an image."""
+    """The window of each image, moved by its move, at the encoder's size and normalised as it expects.
+
+    Bilinear, antialiased by averaging.
+    """
     side = FINER * expects.size
     at = (torch.arange(side, device=canvases.pixels.device) + 0.5) / side - 0.5
     y, x = torch.meshgrid(at, at, indexing="ij")  # in sides of the window, from its centre

@@ -1,12 +1,13 @@
 """Sensitivity to moving, turning and scaling, and shift consistency (arXiv:1904.11486).
 
 Sensitivity: the cosine between an encoder's vectors of a window at rest and of the same window moved, turned or
-scaled over the same image, for several amounts; up to 500 test images. The number of each curve is its mean, on a
+scaled over the same image, for several amounts; up to 200 test images. The number of each curve is its mean, on a
 scale where 1 is the same direction and 0 as far off as another image: invariance. Invariance is no virtue by itself:
 an encoder that ignores its input is perfectly invariant to everything, which other protocols punish.
 
-Consistency: the share of images for which a linear probe, fitted on images as they are, says the same of two windows
-moved at random. By chance two answers agree as often as the answers are lopsided, which is given beside it.
+Consistency: the share of up to 500 test images for which a linear probe, fitted on images as they are, says the same
+of two windows moved at random. By chance two answers agree as often as the answers are lopsided, which is given beside
+it.
 
 *Deviations*: Zhang crops 224 pixels at two random places of 256. Here a window of 0.7 of the shorter side moves by up
 to a fourteenth of itself either way, which is as much: from end to end 32 of 224 pixels.
@@ -31,7 +32,7 @@ from visrep.evaluation.robustness.base import (
     invariance,
     share,
 )
-from visrep.evaluation.robustness.moves import Move, seen, windows
+from visrep.evaluation.robustness.moves import Move, windows
 
 NAME = "shifts"
 CURVES: dict[str, dict[str, tuple[Move, ...]]] = {
@@ -45,6 +46,8 @@ CURVES: dict[str, dict[str, tuple[Move, ...]]] = {
     "scale": {f"{zoom:g}": (Move(zoom=zoom),) for zoom in (0.7, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0)},
 }
 """amounts by kind, each with the moves that have it: in windows, degrees, and times as large"""
+CURVED = 200
+"""images of the curves, whose cosines scatter little"""
 JITTER = 1 / 14
 """random shifts go so far either way: between two of them up to a seventh of the window"""
 
@@ -60,11 +63,14 @@ def shifts(subjects: Subjects) -> Found:
         Move(),
         *dict.fromkeys(move for curve in CURVES.values() for ms in curve.values() for move in ms),
     ]
-    made = _encoded(subjects, images, moves)
     labels, seed = images.labels, subjects.seed
+    few = images.rows(torch.arange(min(CURVED, len(images))))
+    moved = _encoded(subjects, few, [[move] * len(few) for move in moves])
+    jittered = _encoded(subjects, images, [random_moves(len(images), 2 * seed + i) for i in range(2)])
     found: Found = {}
     for where in subjects.vectors:
-        *views, one, other = (part[where] for part in made)
+        views = [part[where] for part in moved]
+        one, other = (part[where] for part in jittered)
         first, second = subjects.answers(where, one, other)
         said = torch.stack([first, second])
         settings: dict[str, Setting] = {
@@ -99,21 +105,19 @@ def random_moves(n: int, seed: int) -> list[Move]:
     return [Move(right=right, down=down) for right, down in far.tolist()]
 
 
-def _encoded(subjects: Subjects, images: Images, moves: list[Move]) -> list[dict[tuple[int, str], Tensor]]:
-    """Vectors of every image's window under each of ``moves``, then under two random ones."""
-    n, expects = len(images), subjects.encoder.preprocessing
-    shifted = [random_moves(n, 2 * subjects.seed + i) for i in range(2)]
-    rows = torch.arange(n).split(BATCH)
+def _encoded(
+    subjects: Subjects, images: Images, moves: list[list[Move]]
+) -> list[dict[tuple[int, str], Tensor]]:
+    """Vectors of every image's window: a list of ``moves`` with one an image gives one of the results."""
+    rows = torch.arange(len(images)).split(BATCH)
 
     def batches() -> Iterator[Tensor]:
         for part in rows:
             canvases = images.canvases.get(images.index[part].numpy()).to(subjects.device)
-            for move in moves:
-                yield seen(canvases, move, expects)
-            for drawn in shifted:
-                yield windows(canvases, [drawn[i] for i in part.tolist()], expects)
+            for drawn in moves:
+                yield windows(canvases, [drawn[i] for i in part.tolist()], subjects.encoder.preprocessing)
 
-    each = len(moves) + 2
+    each = len(moves)
     made = subjects.encoded(batches(), NAME, each * len(rows))
     parts = {key: x.split([len(part) for part in rows for _ in range(each)]) for key, x in made.items()}
     return [{key: torch.cat(x[i::each]) for key, x in parts.items()} for i in range(each)]

@@ -133,11 +133,11 @@ def continued(
 
 
 def only_watched(folder: Path) -> bool:
-    """Whether a guarded run went to its end and kept its last encoder."""
+    """Whether a guarded run went to its end: nothing was lost, so that the guard changed nothing."""
     if not (folder / "after.json").exists():
         return False
-    steps, looks = RunFolder(folder).metrics("step"), RunFolder(folder).metrics("retention")
-    return bool(looks) and looks[-1]["kept"] and looks[-1]["step"] == steps[-1]["step"]
+    looks = RunFolder(folder).metrics("retention")
+    return bool(looks) and not any(look["lost"] for look in looks)
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -210,6 +210,7 @@ def main(record: Record) -> None:
     }
     # Those of other encoders compare these, not methods.
     file = ROOT / "records" / ("encoders" if record.encoder else "") / f"{named(record)}.json"
+    file.parent.mkdir(exist_ok=True)
     save_json(file, about)
     print(json.dumps({key: about[key] for key in ("method", "data", "verified", "trained", "seconds")}))
     for row in summary:

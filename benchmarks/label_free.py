@@ -3,7 +3,8 @@
     python benchmarks/label_free.py --runs runs/records
 
 measures each finished run that was judged (evaluation.json) on images of its own training data and writes
-``records/label_free.json``; `python docs/generate.py` puts the table into docs/diagnostics.md.
+``records/label_free.json``, from which it takes what was measured alike before; `python docs/generate.py` puts the
+table into docs/diagnostics.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +44,8 @@ class Settings:
 
     runs: Path = Path("runs/records")
     """folder of run folders, METHOD-PRESET-DATA-SEED"""
+    seeds: tuple[int, ...] = ()
+    """only runs of these seeds; default: all"""
     images: int = 1000
     view_images: int = 300
     views: int = 6
@@ -56,6 +61,8 @@ class Measured:
     run: str
     method: str
     data: str
+    network: str
+    """the encoder's architecture, in words"""
     linear: float
     values: dict[str, float]
     good: dict[str, float]
@@ -73,20 +80,44 @@ def linear_probe(folder: Path) -> float | None:
     return next((r["value"] for r in found if r["layer"] == last), None)
 
 
-def measured(folder: Path, settings: Settings) -> Measured | None:
-    """None for a run that is not finished or not judged."""
+def network(folder: Path) -> str:
+    """The architecture of a run's encoder, in words."""
+    config = json.loads((folder / "encoder.json").read_text())["config"]
+    size = f"{config['width']} wide" if "width" in config else ""
+    patch = f"patch {config['patch']}" if config.get("patch") else ""
+    return " ".join(filter(None, [config["type"].rpartition(":")[2], size, patch]))
+
+
+def measured(folder: Path, settings: Settings, known: dict[str, dict[str, float]]) -> Measured | None:
+    """None for a run that is not finished or not judged; ``known`` are values by run that need not be measured."""
     name = re.fullmatch(r"(\w+)-(\w+)-(.+)-(\d+)", folder.name)
     linear = linear_probe(folder)
     if name is None or linear is None or not (folder / "encoder.json").exists():
         return None
+    if settings.seeds and int(name[4]) not in settings.seeds:
+        return None
+    values = known[folder.name] if folder.name in known else measure(folder, settings)
+    directed = {measure.key: measure for measure in MEASURES if measure.better}
+    good = {k: -directed[k].best_first(value) if k in directed else value for k, value in values.items()}
+    return Measured(folder.name, name[1], name[3], network(folder), linear, values, good)
+
+
+def measure(folder: Path, settings: Settings) -> dict[str, float]:
+    """Every measure that gives a number."""
     run = RunFolder(folder).about()["run"]
     source = open_source(open_splits(run["data"])[0], limit=run["limit"])
     amount = Amount(settings.images, settings.view_images, settings.views)
     (layer,) = diagnose_encoder(load_encoder(folder), source, amount=amount).layers
-    values = {key: reading.value for key, reading in layer.readings.items() if reading.value is not None}
-    directed = {measure.key: measure for measure in MEASURES if measure.better}
-    good = {k: -directed[k].best_first(value) if k in directed else value for k, value in values.items()}
-    return Measured(folder.name, name[1], name[3], linear, values, good)
+    return {key: reading.value for key, reading in layer.readings.items() if reading.value is not None}
+
+
+def measured_before(settings: Settings) -> dict[str, dict[str, float]]:
+    """Values by run, of a record that was made with the same amounts."""
+    record = json.loads(settings.out.read_text()) if settings.out.exists() else {}
+    if any(record.get(name) != getattr(settings, name) for name in ("images", "view_images", "views")):
+        return {}
+    keys = {measure.key for measure in MEASURES}
+    return {run["run"]: {key: run[key] for key in keys & run.keys()} for run in record["runs"]}
 
 
 def correlations(runs: Sequence[Measured], resamples: int) -> dict[str, dict[str, float]]:
@@ -153,15 +184,15 @@ def within_methods(runs: Sequence[Measured]) -> list[Measured]:
 
 
 def groups(runs: Sequence[Measured], resamples: int) -> list[dict[str, Any]]:
-    """By data set: all runs, and runs as differences from their method's mean."""
+    """By data set: all runs, those of one architecture, and runs as differences from their method's mean."""
     found = []
     for data in sorted({run.data for run in runs}):
         here = [run for run in runs if run.data == data]
-        methods = len({run.method for run in here})
-        named = {
-            f"{data}, {methods} methods": here,
-            f"{data}, seeds within {methods} methods": within_methods(here),
-        }
+        named = {f"{data}, {len({run.method for run in here})} methods": here}
+        for kind in sorted({run.network for run in here}):
+            alike = [run for run in here if run.network == kind]
+            named[f"{data}, {len({run.method for run in alike})} methods with one encoder, {kind}"] = alike
+        named[f"{data}, seeds within methods"] = within_methods(here)
         for name, some in named.items():
             if values := correlations(some, resamples):
                 found.append({"name": name, "correlations": values})
@@ -170,14 +201,15 @@ def groups(runs: Sequence[Measured], resamples: int) -> list[dict[str, Any]]:
 
 def main(settings: Settings) -> None:
     folders = sorted(folder for folder in settings.runs.iterdir() if folder.is_dir())
-    runs = [run for folder in track(folders, "measuring") if (run := measured(folder, settings))]
+    known = measured_before(settings)
+    runs = [run for folder in track(folders, "measuring") if (run := measured(folder, settings, known))]
     if not runs:
         raise SystemExit(f"{settings.runs} holds no finished run with a linear probe in its evaluation.json.")
     found = groups(runs, settings.resamples)
     save_json(
         settings.out,
         {
-            "command": f"python benchmarks/label_free.py --runs {settings.runs}",
+            "command": shlex.join(["python", "benchmarks/label_free.py", *sys.argv[1:]]),
             "images": settings.images,
             "view_images": settings.view_images,
             "views": settings.views,

@@ -293,8 +293,8 @@ def study(name: str) -> str:
     parts = [
         f"{record['method']}, {record['epochs']:g} epochs, batch {record['batch']}, {record['machine']}; before and "
         f"after on the same held-out images at the same size.\n\n",
-        "| start | px | recipe | guard | linear before | after | kNN-20 before | after | the guard | CPU s |\n",
-        f"|{'---|' * 10}\n",
+        "| start | px | recipe | guard | linear before | after | kNN-20 before | after | the guard | CPU s | seeds |\n",
+        f"|{'---|' * 11}\n",
     ]
     for row in record["rows"]:
         before, after = row["before"][str(row["size"])], row["after"]
@@ -306,7 +306,8 @@ def study(name: str) -> str:
         parts.append(
             f"| {row['start']} | {row['size']} | {row['recipe']} | {row['guard']} "
             f"| {before['linear']['value']:.1f} | {cell(after['linear'])} "
-            f"| {before['knn']['value']:.1f} | {cell(after['knn'])} | {said} | {seconds:.0f} |\n"
+            f"| {before['knn']['value']:.1f} | {cell(after['knn'])} | {said} | {seconds:.0f} "
+            f"| {len(row['runs'])} |\n"
         )
     parts.append("\nMade by\n\n```\n")
     parts.extend(f"{command}\n" for command in dict.fromkeys(row["command"] for row in record["rows"]))

@@ -192,7 +192,7 @@ def main(settings: Settings) -> None:
 def others(file: Path, record: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of earlier calls that were made alike, without those that were made again."""
     earlier = json.loads(file.read_text()) if file.exists() else {}
-    if any(earlier.get(name) != value for name, value in record.items()):
+    if any(earlier.get(name) != value for name, value in json.loads(json.dumps(record)).items()):
         return []
     made = {row_key(row) for row in rows}
     return [row for row in earlier["rows"] if row_key(row) not in made]

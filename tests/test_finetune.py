@@ -291,8 +291,16 @@ def test_choices_see_only_the_labels_that_may_be_used(monkeypatch: pytest.Monkey
         return get(self, indices)
 
     monkeypatch.setattr(CanvasSet, "get", spy)
+    choose, asked = Fit.choose, list[int]()
+
+    def counted(self: Fit, images: Images, tries: tuple[tuple[float, float], ...]) -> tuple[float, float]:
+        asked.append(len(tries))
+        return choose(self, images, tries)
+
+    monkeypatch.setattr(Fit, "choose", counted)
     recipe = replace(FAST, tries=((1e-3, 0.9), (3e-3, 0.9)), epochs=1)
     found = finetune("finetune:10", vit(), train, test, device=CPU, recipe=recipe)
+    assert asked == [2, 1, 1], "the first draw chooses for all"
     assert found.predicted.shape == (3, 30) and found.n_train == 30
     drawn = [protocol.draw_labelled(train.labels, protocol.amount("10"), seed=0, draw=i) for i in range(3)]
     allowed = [set(rows.tolist()) for rows in drawn]

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from visrep.evaluation.attentive import AttentiveProbe, AttentiveProbes, attentive
-from visrep.evaluation.knn import knn, knn_accuracy
+from visrep.evaluation.knn import knn
 from visrep.evaluation.linear import fit, in_their_span, linear, standardise
 from visrep.evaluation.protocols import check_protocols
 from visrep.evaluation.results import Prediction, bootstrap, score
@@ -61,12 +61,6 @@ def test_knn_says_when_k_is_too_large() -> None:
     assert not predictions[0].caution
     with pytest.raises(ValueError, match="k=0"):
         knn(x, y, x, ks=(0,))
-
-
-def test_knn_accuracy(data: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    predicted = knn(*data[:3], ks=(20,))[0].predicted
-    assert knn_accuracy(*data, k=20) == pytest.approx(float((predicted == data[3]).float().mean()))
-    assert knn_accuracy(*data) > 0.5
 
 
 @pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])

@@ -85,9 +85,9 @@ class Guard:
     """images that the encoder must go on telling apart, opened like ``data``; only its training part is used"""
     min_cka: float = 0.2
     """least likeness to the features at the start (unbiased linear CKA, 1: the same but for rotation and scale)"""
-    max_knn_drop: float = 5.0
-    """percentage points that kNN may lie below that at the start, where there are labels; two standard errors where few
-    images make that more"""
+    max_knn_drop: float = 3.0
+    """percentage points that kNN may lie below that at the start, where there are labels; two standard errors of the
+    difference, image by image, where few images make that more"""
 
     def __post_init__(self) -> None:
         if self.min_cka > 1 or self.max_knn_drop < 0:
@@ -106,7 +106,8 @@ class Run(Generic[MethodConfig]):
     """folder of images (its train/ where it has splits), .parquet, .tar or .npz file, or 'playground' (built in);
     clips: folder of videos, folders of frames as 'folder:frames=16,stride=2', or 'playground-video'"""
     val: str = ""
-    """labelled images for the kNN measured while training; default: a fifth of the monitored images of data"""
+    """labelled images for the kNN measured while training; default: every monitored image of data is asked
+    for, among all others"""
     out: str = ""
     """run folder; default runs/<method>-<preset>-<date>"""
     init: str = ""

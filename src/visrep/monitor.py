@@ -19,7 +19,7 @@ from visrep.data import CanvasSet, open_source
 from visrep.data.split import numbered_alike
 from visrep.encoders import applied_to
 from visrep.evaluation.features import Features, count_bad, evaluation_mode, extract
-from visrep.evaluation.knn import knn_accuracy
+from visrep.evaluation.knn import knn
 from visrep.method import At, Method
 from visrep.rundir import RunFolder
 from visrep.views import draw
@@ -35,10 +35,15 @@ class Look:
 
     z: Tensor
     """ "n d": a vector for each image that is looked at"""
-    knn: float
-    """percent of the queries that nearest neighbours among them label rightly; NaN without labels"""
+    right: Tensor | None
+    """ "m": which queries their nearest neighbours among the images label rightly; None without labels"""
     bad: int
     """images with a NaN or an infinite number; there is no kNN then"""
+
+    @property
+    def knn(self) -> float:
+        """Percent of the queries that are right; NaN without labels."""
+        return math.nan if self.right is None else 100 * float(self.right.float().mean())
 
 
 class Monitor:
@@ -47,7 +52,7 @@ class Monitor:
     def __init__(self, run: Run, canvases: CanvasSet, folder: RunFolder, fabric: Fabric) -> None:
         self.run, self.canvases, self.folder, self.fabric = run, canvases, folder, fabric
         usable = np.random.default_rng(run.seed).permutation(canvases.usable)[: run.monitor_images]
-        self.bank, self.queries, self.query_canvases = usable, usable[:0], canvases
+        self.images, self.queries, self.query_canvases = usable, usable[:0], canvases
         self.latest: Look | None = None
         """what `measure` saw last"""
         if canvases.source.labels is None or not fabric.is_global_zero:
@@ -57,8 +62,8 @@ class Monitor:
             self.query_canvases = CanvasSet(source, run.canvas, cache="memory", workers=run.workers)
             self.queries = self.query_canvases.usable[: run.monitor_images]
         else:
-            # The encoder has seen these images, though no label: good for watching, not for reporting.
-            self.bank, self.queries = np.split(usable, [len(usable) - len(usable) // 5])
+            # Each among all others. The encoder has seen them, though no label: good for watching, not for reporting.
+            self.queries = usable
 
     def measure(self, method: Method, at: At, steps_per_epoch: int) -> str:
         """Measure, record, diagnose. Returns a line for the user."""
@@ -82,20 +87,20 @@ class Monitor:
         verdict = diagnose(self.folder.metrics("step"), [*self.folder.metrics("epoch"), line])
         self.folder.record({**line, "verdict": asdict(verdict)})
         self.fabric.barrier()
-        knn = f"kNN {monitors['knn']:.1f} %, " if "knn" in monitors else ""
-        return f"epoch {line['epoch']:.1f}: {knn}RankMe {monitors['rankme']:.0f} of {z.shape[1]}, {verdict.state}"
+        votes = f"kNN {monitors['knn']:.1f} %, " if "knn" in monitors else ""
+        return f"epoch {line['epoch']:.1f}: {votes}RankMe {monitors['rankme']:.0f} of {z.shape[1]}, {verdict.state}"
 
     def look(self, method: Method) -> Look:
         """Encode the images and let them vote. Rank 0 only; nothing is recorded."""
-        bank = self._extract(method, self.canvases, self.bank)
-        z, bad, knn = self._vectors(bank), count_bad(bank), math.nan
+        images = self._extract(method, self.canvases, self.images)
+        z, bad, right = self._vectors(images), count_bad(images), None
         if len(self.queries) and not bad:
-            queries = self._extract(method, self.query_canvases, self.queries)
-            assert (
-                bank.labels is not None and queries.labels is not None
-            )  # there are queries only with labels
-            knn = 100 * knn_accuracy(z, bank.labels, self._vectors(queries), queries.labels, k=20)
-        return Look(z, knn, bad)
+            itself = self.query_canvases is self.canvases
+            queries = images if itself else self._extract(method, self.query_canvases, self.queries)
+            assert images.labels is not None and queries.labels is not None  # or there were no queries
+            voted = knn(z, images.labels, self._vectors(queries), ks=(20,), without_itself=itself)[0]
+            right = voted.predicted == queries.labels
+        return Look(z, right, bad)
 
     def save_pictures(self, method: Method, at: At) -> None:
         """Keep what the model saw and, where it draws, what it drew, for the report."""
@@ -133,7 +138,7 @@ class Monitor:
         """ "m 2 d": encodings of two training views of each of some images."""
         rng = torch.Generator(self.fabric.device).manual_seed(self.run.seed)
         alone = replace(at, rng=rng, rank=0, world=1)
-        canvases = self.canvases.get(self.bank[:256]).to(self.fabric.device)
+        canvases = self.canvases.get(self.images[:256]).to(self.fabric.device)
         first, second = (draw(self.run.method.views, canvases, alone).crops[0][0] for _ in range(2))
         encoder = applied_to(method.encoder, self.canvases.source.frames)
         with evaluation_mode(encoder):

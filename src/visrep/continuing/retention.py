@@ -1,7 +1,8 @@
 """The retention guard: does the encoder still tell apart what it told apart at the start?
 
 A run that begins with weights can unlearn them faster than it learns. At every measurement the encoder is compared with
-itself at the start on the same images: unbiased linear CKA of the features and, where there are labels, kNN.
+itself at the start on the same images: unbiased linear CKA of the features and, where there are labels, kNN, whose
+change is told from chance image by image.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from visrep.monitor import Monitor
 from visrep.rundir import RunFolder
 
 START = "start.npz"
-"""features and kNN of the encoder at the start, so that a resumed run needs neither it nor its source"""
+"""features and right answers of the encoder at the start, so that a resumed run needs neither it nor its source"""
 FEWEST = 8
 """images of which a likeness can be told"""
 
@@ -36,8 +37,8 @@ class Kept:
     cka: dict[str, float]
     knn: dict[str, tuple[float, float]]
     """at the start and now, in percent"""
-    queries: dict[str, int]
-    """images that this is a share of"""
+    error: dict[str, float]
+    """standard error of their difference, in points"""
 
     def lost(self, guard: Guard) -> str:
         """What fell below the thresholds, in words; nothing when all is well."""
@@ -54,10 +55,8 @@ class Kept:
         return "; ".join(said)
 
     def allowed(self, name: str, guard: Guard) -> float:
-        """Points that kNN may fall: the guard's, or two standard errors of a difference where few images say less."""
-        share = max(1e-9, min(1.0, self.knn[name][0] / 100))
-        error = 100 * math.sqrt(2 * share * (1 - share) / self.queries[name])
-        return max(guard.max_knn_drop, 2 * error)
+        """Points that kNN may fall: the guard's, or two standard errors where few images say less."""
+        return max(guard.max_knn_drop, 2 * self.error[name])
 
 
 class Retention:
@@ -73,10 +72,10 @@ class Retention:
         if run.guard.reference:
             self.sets["reference"] = reference(run, folder, fabric)
         for name, images in self.sets.items():
-            if len(images.bank) < FEWEST:
+            if len(images.images) < FEWEST:
                 raise ValueError(
                     f"guard.act={run.guard.act} compares features of {FEWEST} or more images and there are "
-                    f"{len(images.bank)} of {name}. Raise monitor_images, or set guard.act=off."
+                    f"{len(images.images)} of {name}. Raise monitor_images, or set guard.act=off."
                 )
 
     def begin(self, method: Method) -> None:
@@ -86,7 +85,8 @@ class Retention:
         arrays: dict[str, np.ndarray] = {}
         for name, images in self.sets.items():
             look = images.look(method)
-            arrays |= {f"{name}_z": look.z.cpu().numpy(), f"{name}_knn": np.array(look.knn)}
+            right = np.zeros(0, bool) if look.right is None else look.right.cpu().numpy()
+            arrays |= {f"{name}_z": look.z.cpu().numpy(), f"{name}_right": right}
         np.savez_compressed(self.folder.path / START, allow_pickle=False, **arrays)
         self._keep(method)
 
@@ -123,16 +123,28 @@ class Retention:
             cka = {
                 name: likeness(from_numpy(start[f"{name}_z"]), look.z.cpu()) for name, look in looks.items()
             }
-            knn = {name: (float(start[f"{name}_knn"]), look.knn) for name, look in looks.items()}
-        labelled = {name: pair for name, pair in knn.items() if not math.isnan(pair[0])}
-        return Kept(cka, labelled, {name: len(self.sets[name].queries) for name in labelled})
+            right = {
+                name: (start[f"{name}_right"], look.right.cpu().numpy())
+                for name, look in looks.items()
+                if look.right is not None and start[f"{name}_right"].size
+            }
+        knn = {
+            name: (100 * float(before.mean()), 100 * float(now.mean()))
+            for name, (before, now) in right.items()
+        }
+        return Kept(cka, knn, {name: paired_error(before, now) for name, (before, now) in right.items()})
 
     def _best(self) -> float:
         """The highest kNN on the run's own images of a kept encoder, the start included."""
         with np.load(self.folder.path / START) as start:
-            first = float(start["data_knn"])
+            first = start["data_right"]
         lines = [line for line in self.folder.metrics("retention") if line["kept"] and "data" in line["knn"]]
-        return max([-math.inf if math.isnan(first) else first, *(line["knn"]["data"][1] for line in lines)])
+        return max(
+            [
+                100 * float(first.mean()) if first.size else -math.inf,
+                *(line["knn"]["data"][1] for line in lines),
+            ]
+        )
 
     def _keep(self, method: Method) -> None:
         if self.guard.act == "rollback":
@@ -144,6 +156,15 @@ def reference(run: Run, folder: RunFolder, fabric: Fabric) -> Monitor:
     source, _ = open_splits(run.guard.reference)
     canvases = CanvasSet(source, run.canvas, cache="memory", workers=run.workers)
     return Monitor(replace(run, val=""), canvases, folder, fabric)
+
+
+def paired_error(before: np.ndarray, now: np.ndarray) -> float:
+    """Standard error, in points, of the difference between two shares of right answers to the same questions.
+
+    Only answers that changed count: of n, b lost and c won, sqrt((b + c - (b - c)^2 / n) / (n (n - 1))) (McNemar).
+    """
+    change = now.astype(float) - before.astype(float)
+    return 100 * float(change.std(ddof=1)) / math.sqrt(len(change))
 
 
 def likeness(start: Tensor, now: Tensor) -> float:

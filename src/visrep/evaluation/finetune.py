@@ -7,8 +7,8 @@ x and y mixed (see `mixing`), by AdamW with a warm-up and half a cosine. ``finet
 ``finetune-mae`` and ``finetune-mae-large`` are MAE's settings for ImageNet with ViT-B and ViT-L (arXiv:2111.06377, its
 FINETUNE.md): 83.7 and 86.0 % there. Behind a colon stands how many images have labels, a percentage of each class or a
 number: ``finetune:10%``, ``finetune:5``; these are drawn three times (see `interval_over_draws`). Settings are chosen
-on a held-out part of the images whose labels may be used, then all of these are trained on. Every encoder, the
-untrained twin too, goes the same way and chooses for itself.
+on a held-out part of the images whose labels may be used, of several draws the first, then all of these are trained on.
+Every encoder, the untrained twin too, goes the same way and chooses for itself.
 
 *Deviations* of the MAE settings: changes of brightness, contrast and saturation by up to 0.4 in place of RandAugment;
 no random erasing (less than the spread of seeds, as they say); the encoder's norm before the mean, none after it.
@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from visrep.evaluation.draws import Amount, amount, draw_labelled
 from visrep.evaluation.fitting import Fit, Images, Recipe
@@ -96,25 +97,23 @@ def finetune(
     if len(classes) < 2:
         raise ValueError("fine-tuning needs at least 2 classes among the training images, there is 1.")
     draws = 1 if wanted.everything else DRAWS
-    predicted, lrs, decays = [], [], []
-    n, caution = 0, ""
+    predicted: list[Tensor] = []
+    tries, n, caution = recipe.tries, 0, ""
     for number in range(draws):
         labelled = train.rows(draw_labelled(train.labels, wanted, seed=seed, draw=number))
         n = len(labelled)
-        tries = recipe.tries
         if len(tries) > 1 and int(labelled.labels.unique(return_counts=True)[1].min()) < 2:
             tries = tries[:1]
             caution = (
                 f"{protocol}: with one label of a class nothing can be held out; settings were not chosen."
             )
         fit = Fit(encoder, classes, recipe, device, seed + number, progress, f"draw {number + 1} of {draws}")
-        lr, decay = fit.choose(labelled, tries)
-        predicted.append(fit.predict(fit(labelled, lr, decay, "all"), test))
-        lrs.append(lr)
-        decays.append(decay)
+        tries = (fit.choose(labelled, tries),)  # once: three fits for each later draw would say little more
+        predicted.append(fit.predict(fit(labelled, *tries[0], "all"), test))
+    (lr, layer_decay), *_ = tries
     settings = {
-        "lr": _one_or_each(lrs),
-        "layer_decay": _one_or_each(decays),
+        "lr": lr,
+        "layer_decay": layer_decay,
         "steps": recipe.steps(n),
         "batch": min(recipe.batch, n),
         "draws": draws,
@@ -126,8 +125,3 @@ def finetune(
             "wrong. The features may be too large, or the encoder close to diverging."
         )
     return Prediction(protocol, answers, settings, caution, n_train=n)
-
-
-def _one_or_each(values: list[float]) -> float | str:
-    """The value that all draws chose, or each in words."""
-    return values[0] if len(set(values)) == 1 else " / ".join(f"{value:g}" for value in values)

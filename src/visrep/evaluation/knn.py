@@ -81,15 +81,3 @@ def knn_leave_one_out(
     """
     answers = knn(train, labels, train, seed=seed, ks=ks, without_itself=True)
     return [replace(answer, protocol="knn-loo", n_train=len(train) - 1, of_train=True) for answer in answers]
-
-
-def knn_accuracy(
-    train: Float[Tensor, "n d"],
-    labels: Int64[Tensor, " n"],
-    test: Float[Tensor, "m d"],
-    test_labels: Int64[Tensor, " m"],
-    k: int = 20,
-) -> float:
-    """Share of test images that `knn` classifies rightly, in [0, 1]: the number watched while training."""
-    (prediction,) = knn(train, labels, test, ks=(k,))
-    return float((prediction.predicted == test_labels).float().mean())

@@ -15,7 +15,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import tyro
 import visrep
 from visrep.config import save_json
 from visrep.data import open_source
+from visrep.encoders import ViT
 from visrep.rundir import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +65,8 @@ def judged(run: Path, protocol: str, twin: bool, settings: Settings) -> list[dic
 
 def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A row: the run's method and its results; ``twins`` holds those of untrained networks by architecture."""
-    architecture = json.dumps(json.loads((run / "encoder.json").read_text())["config"], sort_keys=True)
+    config = visrep.load_encoder(run).config
+    architecture = str(replace(config, mask_token=False) if isinstance(config, ViT) else config)
     row: dict[str, Any] = {"run": run.name, "method": RunFolder(run).about()["method"]}
     linear = json.loads((run / "evaluation.json").read_text())["results"]
     row["linear"] = {

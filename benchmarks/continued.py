@@ -55,8 +55,9 @@ class Settings:
     epochs: float = 3
     batch: int = 64
     recipes: tuple[str, ...] = tuple(RECIPES)
-    guards: tuple[str, ...] = ("rollback", "off")
-    """a run without a guard is not repeated where the guard only looked on: it ends with the same weights to the bit"""
+    guards: tuple[str, ...] = ("rollback", "warn")
+    """``warn`` never acts: what a run without a guard does that trains on the same images. It is not repeated where
+    ``rollback`` only looked on, as it ends with the same weights to the bit"""
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "bf16-mixed"
     runs: Path = Path("runs/continued")
@@ -100,7 +101,7 @@ def continued(
     """One run: trained or found, and judged."""
     name = f"{short(start)}-{settings.name}-{recipe}"
     guarded = settings.runs / f"{name}-rollback-{seed}"
-    folder = guarded if guard == "off" and only_watched(guarded) else settings.runs / f"{name}-{guard}-{seed}"
+    folder = guarded if guard == "warn" and only_watched(guarded) else settings.runs / f"{name}-{guard}-{seed}"
     if not (folder / "encoder.json").exists() or not RunFolder(folder).metrics("epoch"):
         visrep.pretrain(
             settings.method,

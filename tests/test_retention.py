@@ -17,7 +17,8 @@ from visrep.analysis.doctor import examine
 from visrep.analysis.record import read_run
 from visrep.analysis.report import report
 from visrep.config import Adapt, Guard, Run
-from visrep.continuing.retention import Kept, likeness, paired_error
+from visrep.continuing.retention import Kept, held_out, likeness, paired_error
+from visrep.data import CanvasSet, Loader, open_source
 from visrep.encoders import ResNet, save_encoder
 from visrep.engine import resume, start
 from visrep.log import TrainingLog
@@ -25,7 +26,7 @@ from visrep.method import At, Encoder, Losses, Preprocessing
 from visrep.methods import preset
 from visrep.progress import TrainingProgress
 from visrep.rundir import RunFolder
-from visrep.schedules import Constant
+from visrep.schedules import Constant, Step
 
 EPOCHS = 2
 
@@ -39,11 +40,13 @@ def knowing() -> Encoder:
     return encoder
 
 
-def run(tmp_path: Path, name: str, *, rate: float, guard: Guard) -> Run:
+def run(tmp_path: Path, name: str, *, rate: float, guard: Guard, held_out: float = 0.0) -> Run:
+    """All 120 images that are compared are trained on too, unless some are held out: fewer say less."""
     save_encoder(tmp_path / "start", knowing())
     _, _, tiny = preset("simclr:tiny")
     optim = replace(tiny.optim, lr=Constant(rate), weight_decay=Constant(0.0))
     adapt = Adapt(freeze_epochs=0.0, lr_scale=1.0, layer_decay=1.0)
+    guard = replace(guard, held_out=held_out)
     tiny = replace(tiny, init=str(tmp_path / "start"), adapt=adapt, guard=guard, optim=optim, epochs=EPOCHS)
     return replace(tiny, out=str(tmp_path / name), data="playground:n=128,size=32", monitor_images=120)
 
@@ -166,6 +169,97 @@ def test_too_few_images_to_tell(tmp_path: Path):
         start(replace(few, monitor_images=7), method="simclr")
 
 
+# what is looked at
+
+
+def test_the_guards_images_are_never_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: set[int] = set()
+    indices = Loader.indices
+
+    def spied(loader: Loader, step: int) -> np.ndarray:
+        found = indices(loader, step)
+        seen.update(found.tolist())
+        return found
+
+    monkeypatch.setattr(Loader, "indices", spied)
+    settings = run(tmp_path, "apart", rate=SANE, guard=Guard(), held_out=0.1)
+    folder = start(settings, method="simclr")
+    held = set(held_out(settings, CanvasSet(open_source(settings.data), 32)).tolist())
+    assert len(held) == 13 and not held & seen and len(seen) >= 112
+    with np.load(folder / "start.npz") as kept:
+        assert kept["data_z"].shape == (13, knowing().width) and kept["data_right"].shape == (13,)
+    again = held_out(settings, CanvasSet(open_source(settings.data), 32))
+    assert set(again.tolist()) == held, "a resumed run holds the same ones out"
+
+
+def test_without_labels_held_out_images_are_compared_too(tmp_path: Path):
+    unlabelled(tmp_path / "photos.npz", 100)
+    settings = run(tmp_path, "plain", rate=SANE, guard=Guard(), held_out=0.2)
+    folder = start(replace(settings, data=str(tmp_path / "photos.npz")), method="simclr")
+    with np.load(folder / "start.npz") as kept:
+        assert kept["data_z"].shape == (20, knowing().width) and not kept["data_right"].size
+    assert all(not line["knn"] and 0.2 < line["cka"]["data"] < 1 for line in lines(folder))
+
+
+def test_images_to_validate_on_are_the_guards_and_none_is_held_out(tmp_path: Path):
+    settings = run(tmp_path, "val", rate=SANE, guard=Guard(), held_out=0.5)
+    settings = replace(settings, val="playground:n=30,size=32,split=test")
+    assert not len(held_out(settings, CanvasSet(open_source(settings.data), 32)))
+    folder = start(settings, method="simclr")
+    with np.load(folder / "start.npz") as kept:
+        assert kept["data_z"].shape == (30, knowing().width) and kept["data_right"].shape == (30,)
+
+
+def test_videos_are_held_out_whole():
+    """Of five videos of 20 clips, a fourth of the clips: one video."""
+    source = open_source("playground:n=100,size=32")
+    source.groups = np.repeat([7, 3, 5, 9, 1], 20)
+    settings = replace(preset("simclr:tiny")[2], init="x", guard=Guard(held_out=0.25))
+    held = held_out(settings, CanvasSet(source, 32))
+    assert len(held) == 20 and len(np.unique(source.groups[held])) == 1
+
+
+def test_a_fall_of_knn_ends_a_run(tmp_path: Path):
+    """Classes that differ in brightness, which views change at random: what broken training unlearns first."""
+    rng, labels = np.random.default_rng(0), np.arange(128) % 4
+    shades = 40 + 55 * labels[:, None, None, None] + rng.normal(0, 15, (128, 32, 32, 3))
+    np.savez(tmp_path / "shades.npz", images=shades.clip(0, 255).astype(np.uint8), labels=labels)
+    guard = Guard(act="stop", min_cka=-1.0)
+    settings = run(tmp_path, "forgets", rate=3.0, guard=guard, held_out=0.3)
+    folder = start(replace(settings, data=str(tmp_path / "shades.npz")), method="simclr")
+    (last,) = lines(folder)
+    before, now = last["knn"]["data"]
+    assert before - now > last["allowed"]["data"] >= 3
+    assert last["lost"].startswith("kNN on data fell from ") and "CKA" not in last["lost"]
+    assert RunFolder(folder).about()["message"] == f"guard.act=stop: {last['lost']}"
+
+
+def test_a_labelled_reference_is_asked_too(tmp_path: Path):
+    guard = Guard(act="warn", reference="playground:n=60,size=32,split=test")
+    (first, _) = lines(start(run(tmp_path, "ref", rate=SANE, guard=guard), method="simclr"))
+    assert first["knn"].keys() == first["cka"].keys() == {"data", "reference"}
+    with np.load(tmp_path / "ref" / "start.npz") as kept:
+        assert first["knn"]["reference"][0] == pytest.approx(100 * kept["reference_right"].mean())
+
+
+def test_a_run_rolled_back_keeps_what_it_learned_before_it_went_wrong(tmp_path: Path):
+    unlabelled(tmp_path / "photos.npz", 128)
+    settings = run(tmp_path, "late", rate=SANE, guard=Guard(act="rollback", min_cka=LEAST))
+    settings = replace(settings, data=str(tmp_path / "photos.npz"))
+    late = replace(settings, optim=replace(settings.optim, lr=Step((SANE, 3.0), at_epochs=(1,))))
+    folder = start(late, method="simclr")
+    assert [(line["kept"], bool(line["lost"])) for line in lines(folder)] == [(True, False), (False, True)]
+    short = start(replace(late, epochs=1, out=str(tmp_path / "short")), method="simclr")
+    assert same(weights(folder), weights(short)) and not same(weights(folder), knowing().state_dict())
+
+
+def unlabelled(file: Path, n: int) -> None:
+    """The playground's images alone."""
+    source = open_source(f"playground:n={n},size=32")
+    images = CanvasSet(source, 32).get(np.arange(n)).pixels
+    np.savez(file, images=images.permute(0, 2, 3, 1).numpy())
+
+
 # what counts as lost
 
 
@@ -232,7 +326,7 @@ def naive_hsic(k: Tensor, m: Tensor) -> float:
     return float((first + second - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3)))
 
 
-@pytest.mark.parametrize("wrong", [{"min_cka": 1.1}, {"max_knn_drop": -1.0}])
+@pytest.mark.parametrize("wrong", [{"min_cka": 1.1}, {"max_knn_drop": -1.0}, {"held_out": 1.0}])
 def test_thresholds_that_cannot_be(wrong: dict[str, float]):
-    with pytest.raises(ValueError, match=r"at most 1"):
+    with pytest.raises(ValueError, match=r"at most 1|give 0 to below 1"):
         Guard(**wrong)  # pyright: ignore[reportArgumentType]

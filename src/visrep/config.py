@@ -76,13 +76,16 @@ class Adapt:
 class Guard:
     """What happens when a run that begins with weights unlearns them; without effect on other runs.
 
-    Raises ValueError for thresholds that cannot be.
+    Raises ValueError for thresholds or a share that cannot be.
     """
 
     act: Literal["warn", "stop", "rollback", "off"] = "warn"
     """warn: say so and go on; stop: end the run; rollback: end it, with the best encoder there was; off: do not look"""
     reference: str = ""
     """images that the encoder must go on telling apart, opened like ``data``; only its training part is used"""
+    held_out: float = 0.1
+    """share of the images that the guard looks at and the training never sees, ``monitor_images`` at most; 0: it looks
+    at images that are trained on, which hides what is lost on others. Without effect with ``val``"""
     min_cka: float = 0.2
     """least likeness to the features at the start (unbiased linear CKA, 1: the same but for rotation and scale)"""
     max_knn_drop: float = 3.0
@@ -94,6 +97,8 @@ class Guard:
             raise ValueError(
                 f"guard.min_cka={self.min_cka} may be at most 1, guard.max_knn_drop={self.max_knn_drop} at least 0."
             )
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"guard.held_out={self.held_out} is no share of the images: give 0 to below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

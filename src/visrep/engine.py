@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
@@ -21,7 +22,7 @@ from visrep.config import Run
 from visrep.continuing.adapting import adapt
 from visrep.continuing.init import begin, take_encoder
 from visrep.continuing.lora import merge, merged
-from visrep.continuing.retention import Retention
+from visrep.continuing.retention import Retention, held_out
 from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, open_splits
 from visrep.encoders import save_encoder
 from visrep.interruption import Interruption
@@ -292,6 +293,7 @@ def train(
     Ctrl-C and SIGTERM save a checkpoint at the end of the step and raise KeyboardInterrupt.
     """
     canvases = open_canvases(run, source, folder, progress=fabric.is_global_zero)
+    unseen = held_out(run, canvases)
     loader = Loader(
         canvases,
         batch=run.batch,
@@ -299,6 +301,7 @@ def train(
         rank=fabric.global_rank,
         world=fabric.world_size,
         workers=run.workers,
+        images=np.setdiff1d(canvases.usable, unseen),
     )
     total = max(1, round(run.epochs * loader.steps_per_epoch))
 
@@ -327,7 +330,7 @@ def train(
     folder.forget_after(start)
     folder.update("running")
 
-    monitor = Monitor(run, canvases, folder, fabric)
+    monitor = Monitor(run, canvases, folder, fabric, unseen)
     guard = Retention(run, monitor, folder, fabric)
     if not resume:
         guard.begin(module)
@@ -336,7 +339,7 @@ def train(
     saved_at = time.monotonic()
     step, lost = start, ""
     first = at_step(run, 0, total, loader.steps_per_epoch, fabric)
-    advice = [*source.notes, *advise(run, len(canvases.usable), first)]
+    advice = [*source.notes, *advise(run, len(loader.images), first)]
     folder.advise(advice)
     with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
         for sentence in advice:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -35,6 +36,8 @@ class Look:
 
     z: Tensor
     """ "n d": a vector for each image that is looked at"""
+    asked: Tensor
+    """ "m d": a vector for each query, where there are none ``z``"""
     right: Tensor | None
     """ "m": which queries their nearest neighbours among the images label rightly; None without labels"""
     bad: int
@@ -47,15 +50,27 @@ class Look:
 
 
 class Monitor:
-    """Measures always the same images: a sample of the training data and, with labels, of ``run.val``."""
+    """Measures always the same images: a sample of the training data and, with labels, of ``run.val``.
 
-    def __init__(self, run: Run, canvases: CanvasSet, folder: RunFolder, fabric: Fabric) -> None:
+    ``held_out``: images of the data that are not trained on; they are the queries, with labels or without.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        canvases: CanvasSet,
+        folder: RunFolder,
+        fabric: Fabric,
+        held_out: Int64[np.ndarray, " m"] | None = None,
+    ) -> None:
         self.run, self.canvases, self.folder, self.fabric = run, canvases, folder, fabric
-        usable = np.random.default_rng(run.seed).permutation(canvases.usable)[: run.monitor_images]
-        self.images, self.queries, self.query_canvases = usable, usable[:0], canvases
+        queries = canvases.usable[:0] if held_out is None else held_out
+        usable = np.setdiff1d(canvases.usable, queries)
+        usable = np.random.default_rng(run.seed).permutation(usable)[: run.monitor_images]
+        self.images, self.queries, self.query_canvases = usable, queries, canvases
         self.latest: Look | None = None
         """what `measure` saw last"""
-        if canvases.source.labels is None or not fabric.is_global_zero:
+        if canvases.source.labels is None or len(queries) or not fabric.is_global_zero:
             return
         if run.val:
             source = numbered_alike(open_source(run.val), canvases.source)
@@ -93,14 +108,16 @@ class Monitor:
     def look(self, method: Method) -> Look:
         """Encode the images and let them vote. Rank 0 only; nothing is recorded."""
         images = self._extract(method, self.canvases, self.images)
-        z, bad, right = self._vectors(images), count_bad(images), None
-        if len(self.queries) and not bad:
-            itself = self.query_canvases is self.canvases
-            queries = images if itself else self._extract(method, self.query_canvases, self.queries)
-            assert images.labels is not None and queries.labels is not None  # or there were no queries
-            voted = knn(z, images.labels, self._vectors(queries), ks=(20,), without_itself=itself)[0]
+        z, bad = self._vectors(images), count_bad(images)
+        if not len(self.queries) or bad:
+            return Look(z, z, None, bad)
+        itself = self.queries is self.images
+        queries = images if itself else self._extract(method, self.query_canvases, self.queries)
+        asked, bad, right = self._vectors(queries), count_bad(queries), None
+        if images.labels is not None and queries.labels is not None and not bad:
+            voted = knn(z, images.labels, asked, ks=(20,), without_itself=itself)[0]
             right = voted.predicted == queries.labels
-        return Look(z, right, bad)
+        return Look(z, asked, right, bad)
 
     def save_pictures(self, method: Method, at: At) -> None:
         """Keep what the model saw and, where it draws, what it drew, for the report."""

@@ -1,8 +1,8 @@
 """The retention guard: does the encoder still tell apart what it told apart at the start?
 
 A run that begins with weights can unlearn them faster than it learns. At every measurement the encoder is compared with
-itself at the start on the same images: unbiased linear CKA of the features and, where there are labels, kNN, whose
-change is told from chance image by image.
+itself at the start on the same images, which are not trained on (`held_out`): unbiased linear CKA of the features and,
+where there are labels, kNN, whose change is told from chance image by image.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 from lightning_fabric import Fabric
 from torch import Tensor, from_numpy
 
@@ -59,23 +60,48 @@ class Kept:
         return max(guard.max_knn_drop, 2 * self.error[name])
 
 
+def watches(run: Run) -> bool:
+    """Whether there is a start to compare with, and somebody who wants to know."""
+    return bool(run.init or run.start_from) and run.guard.act != "off"
+
+
+def held_out(run: Run, canvases: CanvasSet) -> Int64[np.ndarray, " m"]:
+    """Images that the guard looks at and the training must not see; none without a guard, or with images in ``val``.
+
+    What is trained on is learned by heart a little, so that losses on it are smaller than on other images. Clips of a
+    video stay together.
+    """
+    usable, share = canvases.usable, run.guard.held_out
+    if not (watches(run) and share) or run.val:
+        return usable[:0]
+    most = min(max(FEWEST, round(share * len(usable))), run.monitor_images)
+    groups = canvases.source.groups
+    group = usable if groups is None else groups[usable]
+    order = np.random.default_rng([run.seed, len(usable)]).permutation(np.unique(group))
+    if groups is None:
+        return np.sort(order[:most])
+    counts = np.cumsum([np.count_nonzero(group == g) for g in order])
+    return usable[np.isin(group, order[: max(1, np.searchsorted(counts, most, side="right"))])]
+
+
 class Retention:
     """Watches a run that begins with weights, as ``run.guard`` says; all others not at all."""
 
     def __init__(self, run: Run, monitor: Monitor, folder: RunFolder, fabric: Fabric) -> None:
         self.run, self.monitor, self.folder, self.fabric = run, monitor, folder, fabric
         self.guard = run.guard
-        self.watches = bool(run.init or run.start_from) and run.guard.act != "off"
+        self.watches = watches(run)
         self.sets = {"data": monitor}
         if not (self.watches and fabric.is_global_zero):
             return
         if run.guard.reference:
             self.sets["reference"] = reference(run, folder, fabric)
         for name, images in self.sets.items():
-            if len(images.images) < FEWEST:
+            n = len(images.queries) or len(images.images)
+            if n < FEWEST:
                 raise ValueError(
-                    f"guard.act={run.guard.act} compares features of {FEWEST} or more images and there are "
-                    f"{len(images.images)} of {name}. Raise monitor_images, or set guard.act=off."
+                    f"guard.act={run.guard.act} compares features of {FEWEST} or more images and there are {n} of "
+                    f"{name}. Give it more (monitor_images, data, val), or set guard.act=off."
                 )
 
     def begin(self, method: Method) -> None:
@@ -86,7 +112,7 @@ class Retention:
         for name, images in self.sets.items():
             look = images.look(method)
             right = np.zeros(0, bool) if look.right is None else look.right.cpu().numpy()
-            arrays |= {f"{name}_z": look.z.cpu().numpy(), f"{name}_right": right}
+            arrays |= {f"{name}_z": look.asked.cpu().numpy(), f"{name}_right": right}
         np.savez_compressed(self.folder.path / START, allow_pickle=False, **arrays)
         self._keep(method)
 
@@ -121,7 +147,8 @@ class Retention:
         with np.load(self.folder.path / START) as start:
             looks = {name: images.latest or images.look(method) for name, images in self.sets.items()}
             cka = {
-                name: likeness(from_numpy(start[f"{name}_z"]), look.z.cpu()) for name, look in looks.items()
+                name: likeness(from_numpy(start[f"{name}_z"]), look.asked.cpu())
+                for name, look in looks.items()
             }
             right = {
                 name: (start[f"{name}_right"], look.right.cpu().numpy())

@@ -23,10 +23,22 @@ class Loader:
     """
 
     def __init__(
-        self, canvases: CanvasSet, *, batch: int, seed: int, rank: int = 0, world: int = 1, workers: int = -1
+        self,
+        canvases: CanvasSet,
+        *,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = -1,
+        images: Int64[np.ndarray, " n"] | None = None,
     ) -> None:
-        """Raises ValueError when the batch is larger than the set or does not divide among the ranks."""
-        n = len(canvases.usable)
+        """``images``: those to draw from; default all usable ones.
+
+        Raises ValueError when the batch is larger than the set or does not divide among the ranks.
+        """
+        self.images = canvases.usable if images is None else images
+        n = len(self.images)
         if batch < 1 or batch % world:
             divisible = max(world, batch // world * world)
             raise ValueError(
@@ -68,7 +80,7 @@ class Loader:
         yield from self.canvases.stream(batches, rows=rows, workers=self.workers)
 
     def _permutation(self, epoch: int) -> Int64[np.ndarray, " n"]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.canvases.usable)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.images)
 
 
 def _largest_batch(n: int, world: int) -> int:

@@ -298,9 +298,14 @@ def study(name: str) -> str:
     ]
     for row in record["rows"]:
         before, after = row["before"][str(row["size"])], row["after"]
-        acted = sum(bool(run["said"]) for run in row["runs"])
+        spoke = sum(bool(run["said"]) for run in row["runs"])
+        verb = "warned" if row["guard"] == "warn" else "acted"
         said = (
-            "-" if row["guard"] == "off" else f"acted in {acted} of {len(row['runs'])}" if acted else "silent"
+            "-"
+            if row["guard"] == "off"
+            else f"{verb} in {spoke} of {len(row['runs'])}"
+            if spoke
+            else "silent"
         )
         seconds = sum(run["cpu_seconds"] for run in row["runs"]) / len(row["runs"])
         parts.append(

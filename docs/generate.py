@@ -104,9 +104,10 @@ def read_outs() -> list[str]:
     for data in dict.fromkeys(file.stem.removeprefix("read_outs_").rpartition("-")[0] for file in files):
         here = [json.loads(file.read_text()) for file in files if file.stem.startswith(f"read_outs_{data}-")]
         protocols = list(dict.fromkeys(name for record in here for name in record["protocols"]))
-        rows = sorted(
-            (row for record in here for row in record["rows"]), key=lambda row: -row[protocols[0]]["trained"]
-        )
+        merged: dict[str, dict] = {}
+        for row in (row for record in here for row in record["rows"]):
+            merged[row["run"]] = merged.get(row["run"], {}) | row
+        rows = sorted(merged.values(), key=lambda row: -row.get(protocols[0], row["linear"])["trained"])
         parts.append(
             f"\n## {data}: read with more than a linear probe of the mean\n\nOne run each, seed 0; the untrained twin "
             "in brackets.\n\n"
@@ -114,7 +115,7 @@ def read_outs() -> list[str]:
         )
         for row in rows:
             cells = [
-                f"{row[name]['trained']:.1f} ({row[name]['untrained']:.1f})"
+                f"{row[name]['trained']:.1f} ({row[name]['untrained']:.1f})" if name in row else "-"
                 for name in ("linear", *protocols)
             ]
             parts.append(f"| {row['method']} | {' | '.join(cells)} |\n")

@@ -47,7 +47,8 @@ def records_folder() -> Path:
 
 def load_records() -> list[dict]:
     """All training records (METHOD-PRESET-DATA.json), by method and data set."""
-    records = [json.loads(file.read_text()) for file in sorted(records_folder().glob("*-*-*.json"))]
+    found = [json.loads(file.read_text()) for file in sorted(records_folder().glob("*-*-*.json"))]
+    records = [record for record in found if "method" in record]  # others judge runs in other ways
     return sorted(records, key=lambda record: (record["method"], record["data"]))
 
 

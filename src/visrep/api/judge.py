@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,7 +77,7 @@ def evaluate(
     path = Path(out) if out is not None else None if public else Path(run) / "evaluation.json"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_sheet(path, result)
+        result = replace(result, notes=[*result.notes, *save_sheet(path, result)])
     return result
 
 

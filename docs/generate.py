@@ -12,6 +12,7 @@ from visrep.analysis.measures.registry import MEASURES
 from visrep.analysis.similarity.registry import SIMILARITIES
 from visrep.catalogue import Entry, catalogue, load_records, records_folder
 from visrep.evaluation.results import variant
+from visrep.evaluation.versions import outdated, version_in
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -41,7 +42,9 @@ SHEETS_HEAD = """# Sheets
 
 Made by `python docs/generate.py` from `records/sheets/`: do not edit. Each is one command,
 `visrep evaluate ENCODER --data DATA --protocols all --out records/sheets/ENCODER-DATA.json`, of the last layer. In
-round brackets the 95 % interval, in square ones the untrained twin. Protocols: [protocols.md](protocols.md).
+round brackets the 95 % interval, in square ones the untrained twin. A value that names a version was made with
+settings of its protocol that have changed since: do not compare it with the others of its row. Protocols:
+[protocols.md](protocols.md).
 """
 
 METHODS_HEAD = """\
@@ -276,7 +279,8 @@ def sheet_rows(sheet: dict) -> dict[tuple[str, str], str]:
         if result["encoder"] != "trained" or result["layer"] != last or key in rows:
             continue
         twin = f" [{twins[key]:.1f}]" if key in twins else ""
-        rows[key] = f"{result['value']:.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f}){twin}"
+        old = f" version {version_in(result)}" if outdated(result) else ""
+        rows[key] = f"{result['value']:.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f}){twin}{old}"
     return rows
 
 

@@ -47,5 +47,17 @@ def test_the_tables_of_a_page_equal_records_and_source(generate: ModuleType, pag
     assert generate.REMADE[f"{page}.md"](text) == text, "run: python docs/generate.py"
 
 
+def test_a_value_of_another_version_says_so_in_the_sheets(generate: ModuleType):
+    def row(protocol: str, **more: int) -> dict:
+        numbers = {"value": 50.0, "ci_low": 45.0, "ci_high": 55.0, "layer": 3, "metric": "top-1"}
+        return {"protocol": protocol, "encoder": "trained", "settings": {}, **numbers, **more}
+
+    shown = generate.sheet_rows(
+        {"results": [row("attentive"), row("attentive-vjepa"), row("shifts", version=2)]}
+    )
+    assert shown["attentive", "top-1"] == "50.0 (45.0 to 55.0) version 1"
+    assert shown["attentive-vjepa", "top-1"] == shown["shifts", "top-1"] == "50.0 (45.0 to 55.0)"
+
+
 def test_the_sheets_equal_their_records(generate: ModuleType):
     assert (DOCS / "sheets.md").read_text() == generate.sheets(), "run: python docs/generate.py"

@@ -22,6 +22,7 @@ from visrep.evaluation.features import Features, extract
 from visrep.evaluation.poolings import LAST_4, POOLINGS, assemble, beside, last_layers
 from visrep.evaluation.protocols import ORDER, check_protocols, place, without_all
 from visrep.evaluation.sheet import joined, save_sheet
+from visrep.evaluation.versions import VERSIONS, version_of
 from visrep.method import Encoder, Pooling
 
 
@@ -283,7 +284,7 @@ def test_the_sheet_grows(tmp_path: Path) -> None:
     save_sheet(path, judged(None, "clustering"))
     sheet = json.loads(path.read_text())
     assert {r["protocol"] for r in sheet["results"]} == {"knn", "clustering"}
-    assert sheet["fingerprint"]["protocols"] == ["clustering", "knn"]
+    assert sheet["fingerprint"]["protocols"] == {"clustering": 1, "knn": 1}
     again = judged(None, "knn").to_json()
     replaced = joined(sheet, again)
     assert len(replaced["results"]) == len(sheet["results"])
@@ -305,6 +306,46 @@ def test_a_sheet_of_other_weights_is_put_beside_and_taken_up_again(tmp_path: Pat
     assert {r["protocol"] for r in json.loads(path.read_text())["results"]} == {"knn", "clustering"}
     beside = [json.loads(file.read_text()) for file in tmp_path.glob("evaluation-*.json")]
     assert beside == [other.to_json()]
+
+
+def test_numbers_of_other_versions_do_not_stand_on_one_sheet(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    save_sheet(path, judged(None, "knn", "clustering", layers=(1,)))
+    before = json.loads(path.read_text())
+    assert all(
+        result.pop("version") == 1 for result in before["results"]
+    )  # as files were before there were any
+    before["fingerprint"]["protocols"] = ["clustering", "knn"]
+    path.write_text(json.dumps(before))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VERSIONS, "knn", 2)
+        (note,) = save_sheet(path, judged(None, "knn"))
+        sheet = json.loads(path.read_text())
+        assert sheet["fingerprint"]["protocols"] == {"clustering": 1, "knn": 2}
+        versions = {(result["protocol"], result.get("version", 1)) for result in sheet["results"]}
+        assert versions == {("clustering", 1), ("knn", 2)}
+        (file,) = tmp_path.glob("evaluation-*-outdated.json")
+        assert note.startswith(f"knn: numbers of version 1 are in {file.name} now.")
+        old = [result for result in before["results"] if result["protocol"] == "knn"]
+        assert json.loads(file.read_text())["results"] == old  # layer 1 too, which was not judged again
+        assert save_sheet(path, judged(None, "linear")) == []
+    (note,) = save_sheet(path, judged(None, "clustering"))  # by code of the earlier version: the newer goes
+    assert "knn: numbers of version 2" in note
+    aside = json.loads(file.read_text())
+    assert {result.get("version", 1) for result in aside["results"]} == {1, 2}
+    assert {r["protocol"] for r in json.loads(path.read_text())["results"]} == {"linear", "clustering"}
+
+
+def test_versions_are_of_protocols_and_in_each_result() -> None:
+    assert {name.removesuffix(":") for name in VERSIONS} <= set(ORDER)
+    assert (version_of("finetune"), version_of("finetune:10%"), version_of("finetune-mae:5")) == (1, 2, 1)
+    assert (version_of("attentive"), version_of("attentive-vjepa"), version_of("knn")) == (2, 1, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VERSIONS, "knn", 3)
+        patch.setitem(VERSIONS, "clustering", 4)
+        found = judged(None, "knn", "clustering", "linear")
+    versions = {result.protocol: result.version for result in found.results}
+    assert versions == {"knn": 3, "clustering": 4, "linear": 1} == found.fingerprint["protocols"]
 
 
 def value(layer: int, value: float, who: str = "trained", **more: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from html import escape
 from pathlib import Path
 
-from visrep.analysis.figures import Line, Mark, curves, intervals
+from visrep.analysis.figures import MARKERS, Line, Mark, curves, intervals
 from visrep.analysis.measures.registry import measure
 from visrep.analysis.measures.spectral import RANKME
 from visrep.analysis.page import Section, card, document, figure, folded, grid, note, table
@@ -37,8 +37,10 @@ def report_comparison(comparison: Comparison, out: Path) -> Path:
     sections = [
         Section("Leaderboard", reading, _leaderboard(comparison)),
         Section("How far to trust this", "What the numbers do not say.", _notes(comparison)),
-        Section("What it took", "One line a run: the same budget should show here.", _effort(comparison)),
     ]
+    if records:
+        reading = "One line a run: the same budget should show here."
+        sections.append(Section("What it took", reading, _effort(comparison)))
     if trained:
         sections.append(
             Section(
@@ -47,9 +49,10 @@ def report_comparison(comparison: Comparison, out: Path) -> Path:
                 _curves(trained),
             )
         )
-    settings = "".join(folded(name, configuration(record)) for name, record in records.items())
-    sections.append(Section("Settings", "Everything needed to repeat each run.", settings))
-    title = f"Comparison · {', '.join(records)}"
+    if records:
+        settings = "".join(folded(name, configuration(record)) for name, record in records.items())
+        sections.append(Section("Settings", "Everything needed to repeat each run.", settings))
+    title = f"Comparison · {', '.join(entry.name for entry in comparison.ranked)}"
     temporary = out.with_name(out.name + ".part")
     temporary.write_text(document(title, _header(comparison), sections), encoding="utf-8")
     temporary.replace(out)
@@ -108,7 +111,7 @@ def _leaderboard(comparison: Comparison) -> str:
     marks = [
         Mark(_short(entry.name), title_of(protocol), result.value, result.ci_low, result.ci_high)
         for entry in comparison.entries
-        for protocol in comparison.protocols
+        for protocol in comparison.protocols[: len(MARKERS)]
         if (result := entry.headline(protocol))
     ]
     chart = figure(intervals(marks), kind="chart") if marks else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,16 +46,14 @@ def evaluate(
     hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`);
     ``read_out="pyramid"`` gives their probes maps of several resolutions (see `Pyramid`).
     """
-    from visrep.data.cache import default_folder
     from visrep.encoders.pretrained.resolve import is_public
     from visrep.evaluation.dense.opening import open_for
     from visrep.evaluation.evaluate import evaluate
+    from visrep.evaluation.feature_cache import features_folder
     from visrep.evaluation.sheet import save_sheet
     from visrep.machine import default_device, keep_freed_memory
 
     keep_freed_memory()
-    public = is_public(run)
-    folder = default_folder().parent / "features" if public else Path(run) / "features"
     train, held_out = open_for(protocols, data, test)
     result = evaluate(
         load_encoder(run),
@@ -68,15 +67,15 @@ def evaluate(
         test_limit=test_limit,
         size=size,
         read_out=read_out,
-        keep=folder if keep else None,
+        keep=features_folder(run) if keep else None,
         device=default_device(),
         seed=seed,
         progress=progress,
     )
-    path = Path(out) if out is not None else None if public else Path(run) / "evaluation.json"
+    path = Path(out) if out is not None else None if is_public(run) else Path(run) / "evaluation.json"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_sheet(path, result)
+        result = replace(result, notes=[*result.notes, *save_sheet(path, result)])
     return result
 
 
@@ -88,19 +87,22 @@ def suite(
     train: int = 1000,
     test_limit: int = 0,
     baselines: bool = True,
+    keep: bool = True,
     out: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Suite:
     """Judge an encoder on several labelled data sets and take the mean, in the style of VTAB-1k.
 
-    Of each data set ``train`` training images are kept, a fifth of which chooses settings; 0 keeps all. Writes
+    Of each data set ``train`` training images are used, a fifth of which chooses settings; 0 takes all. Writes
     suite.json into the run folder, or the file ``out``; of a public encoder nothing is written without ``out``.
+    Features are kept with ``keep``, as in `evaluate`.
     """
     from visrep.config import save_json
     from visrep.encoders.pretrained.resolve import is_public
     from visrep.evaluation.dense.opening import open_for
     from visrep.evaluation.evaluate import evaluate
+    from visrep.evaluation.feature_cache import features_folder
     from visrep.evaluation.suite import run_suite
     from visrep.machine import default_device
 
@@ -116,6 +118,7 @@ def suite(
             baselines=baselines,
             limit=train,
             test_limit=test_limit,
+            keep=features_folder(encoder) if keep else None,
             device=default_device(),
             seed=seed,
             progress=progress,
@@ -144,17 +147,20 @@ def compare(
     overrides: Mapping[str, Any] | None = None,
     labels: bool = True,
     select: str = "",
+    keep: bool = True,
     progress: bool = False,
 ) -> Comparison:
-    """Train methods under one budget and judge them, and finished runs, alike; writes comparison.json and .html.
+    """Train methods under one budget and judge them, and finished encoders, alike; writes comparison.json and .html.
 
-    ``entries`` are run folders and methods (``name``, ``name:preset``, your own file); a method is trained in
-    ``<out>/<name>``, or continued, or left as it is when it was finished there under the same terms. ``budget`` is
-    a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.
+    ``entries`` are methods (``name``, ``name:preset``, your own file), run folders, public encoders (see
+    `load_encoder`) and sheets, the ``out`` of `evaluate`. A method is trained in ``<out>/<name>``, or continued, or
+    left as it is when it was finished there under the same terms. A sheet is not judged again: its numbers are
+    compared where images and version of the protocol are those of the others, and notes say which are not. ``budget``
+    is a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.
     Judged on ``labelled``, else ``data``, as in `evaluate`; without labels, or with ``labels=False``, the order is by
     ``select`` (rankme, lidar, alpha-req, clid, ...; default rankme), which says little. ``encoder`` and
     ``overrides`` are common to all methods that are trained; ``limit`` is how many images they and the probes are
-    trained on.
+    trained on. Features are kept with ``keep``, as in `evaluate`.
     """
     from visrep.comparison.candidates import Common
     from visrep.comparison.compare import compare
@@ -168,5 +174,6 @@ def compare(
         protocols=protocols,
         labels=labels,
         select=select,
+        keep=keep,
         progress=progress,
     )

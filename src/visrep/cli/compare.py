@@ -1,4 +1,4 @@
-"""``visrep compare``: runs and methods on one leaderboard."""
+"""``visrep compare``: runs, methods, public encoders and sheets on one leaderboard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 def compare(
     entries: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|METHOD RUN|METHOD ...")
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|METHOD|ENCODER|SHEET ...")
     ] = (),
     data: str = "",
     budget: str = "",
@@ -25,27 +25,32 @@ def compare(
     limit: int | None = None,
     labels: bool = True,
     select: str = "",
+    keep: bool = True,
     seed: int = 0,
 ) -> None:
-    """Judge runs alike, after training those that are methods under one budget; comparison.html and .json in out.
+    """Judge encoders alike, after training methods under one budget; comparison.html and .json in out.
 
     Stopped? The same command continues: finished runs in out are kept, an unfinished one is resumed.
 
     Args:
-        entries: run folders and methods: METHOD, METHOD:PRESET or your own file
+        entries: methods to train (METHOD, METHOD:PRESET or your own file), run folders, public encoders (checkpoint or
+            ONNX file, timm:NAME, hf:NAME, open_clip:NAME@TAG), and sheets (.json files of visrep evaluate, which are
+            not judged again)
         data: images to train on and to judge on; default: those of the runs or presets, if they are the same
         budget: for each method, a time (90s, 30m, 2h) or images seen (500000, 500k); default: what the most demanding
             preset asks for
         preset: of methods named without one
         out: a method is trained in OUT/METHOD
         labelled: labelled images to judge on instead of data
-        protocols: those of visrep evaluate, such as knn, linear, attentive, fewlabels, finetune; see docs/protocols.md
+        protocols: those of visrep evaluate, such as knn, linear, attentive, fewlabels, finetune, or all; see
+            docs/protocols.md
         encoder: one for all methods, by name
         settings: changed for all methods, such as batch=128 optim.clip=3
         limit: train encoders and probes on only so many images; default: what presets say, and all for probes
         labels: use the labels of data; --no-labels ranks by --select, which says little
         select: without labels, order by rankme (the default), lidar, alpha-req, participation-ratio, nesum,
             coding-rate, uniformity, feature-std, cluster-learnability or clid; see docs/diagnostics.md for their worth
+        keep: keep features in the run folders, so that another call needs no pass over the images
         seed: of training, splits, bootstrap and untrained encoders
     """
     from visrep import api
@@ -65,6 +70,7 @@ def compare(
         overrides=dict(map(setting, settings)),
         labels=labels,
         select=select,
+        keep=keep,
         progress=True,
     )
     print_leaderboard(comparison)

@@ -21,6 +21,7 @@ def suite(
     train: int = 1000,
     test_limit: int = 0,
     baselines: bool = True,
+    keep: bool = True,
     out: Path | None = None,
     seed: int = 0,
 ) -> None:
@@ -33,6 +34,7 @@ def suite(
         train: training images of each data set: a fifth of them chooses settings; 0 for all
         test_limit: use only the first test images of each data set
         baselines: also judge raw pixels and the untrained encoder
+        keep: keep features in the run folder, so that another call needs no pass over the images
         out: file for all numbers; default: suite.json in the run folder
         seed: of splits, bootstrap and the untrained encoder
     """
@@ -45,6 +47,7 @@ def suite(
         train=train,
         test_limit=test_limit,
         baselines=baselines,
+        keep=keep,
         out=out,
         seed=seed,
         progress=True,

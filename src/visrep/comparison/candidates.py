@@ -1,4 +1,5 @@
-"""Who takes part in a comparison: finished runs, and methods to train with what they have in common set alike."""
+"""Who takes part in a comparison: methods to train with what they have in common set alike, runs, public encoders, and
+sheets of results."""
 
 from __future__ import annotations
 
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from visrep.api import override, with_encoder
+from visrep.comparison.sheets import read_sheet
 from visrep.config import Run
+from visrep.encoders.pretrained.resolve import is_public
 from visrep.encoders.saved import WEIGHTS
+from visrep.evaluation.evaluate import Evaluation
 from visrep.methods import load_method, method_class, method_files, preset
 from visrep.rundir import RunFolder
 
@@ -35,17 +39,26 @@ class Common:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished run, or a method to train."""
+    """A method to train, a finished run, a public encoder, or what one was found to be worth."""
 
     name: str
     folder: Path
     method: str
     data: str
-    """trained on"""
+    """trained on; "" where nobody says"""
     preset: str = ""
     run: Run | None = None
-    """what to train; None for a finished run"""
+    """what to train; None for what is finished"""
     overrides: tuple[str, ...] = ()
+    public: str = ""
+    """the name of a public encoder"""
+    sheet: Evaluation | None = None
+    """results on file"""
+
+    @property
+    def encoder(self) -> str | Path:
+        """For `load_encoder`."""
+        return self.public or self.folder
 
     @property
     def learns_from_labels(self) -> bool:
@@ -55,15 +68,12 @@ class Candidate:
 
 
 def gather_candidates(entries: Sequence[str | Path], common: Common, out: Path) -> list[Candidate]:
-    """Run folders, and methods (``simclr``, ``simclr:tiny``, ``mine.py``) to train into folders in ``out``.
+    """Methods (``simclr``, ``simclr:tiny``, ``mine.py``) to train into folders in ``out``, and what is finished.
 
-    Raises ValueError for fewer than two, the same twice, a folder that is not a finished run, and with the nearest
-    names for a method, preset or setting that does not exist.
+    Raises ValueError for fewer than two, the same twice, a folder that is not a finished run, a .json file that is no
+    sheet, and with the nearest names for a method, preset or setting that does not exist.
     """
-    candidates = [
-        _finished(Path(entry)) if _is_run(entry) else _to_train(str(entry), common, out) for entry in entries
-    ]
-    candidates = _named_apart(candidates)
+    candidates = _named_apart([_candidate(entry, common, out) for entry in entries])
     names = [candidate.name for candidate in candidates]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
@@ -74,16 +84,25 @@ def gather_candidates(entries: Sequence[str | Path], common: Common, out: Path) 
         raise ValueError(
             f"a comparison needs two or more, {f'only {names[0]}' if names else 'nothing'} was given. Name methods "
             "(visrep compare simclr dino --data photos/ --budget 30m), run folders (visrep compare runs/a runs/b "
-            "--data labelled/), or both."
+            "--data labelled/), public encoders, sheets, or some of each."
         )
     return candidates
 
 
+def _candidate(entry: str | Path, common: Common, out: Path) -> Candidate:
+    text = str(entry)
+    if text.endswith(".json"):
+        return Candidate("", Path(entry), "", "", sheet=read_sheet(Path(entry)))
+    if not _is_code(text) and text not in method_files() and is_public(entry):
+        return Candidate(text, Path(), text, "", public=text)
+    return _finished(Path(entry)) if _is_run(entry) else _to_train(text, common, out)
+
+
 def _named_apart(candidates: list[Candidate]) -> list[Candidate]:
-    """Run folders with as much of their paths as it takes; the same one twice stays the same."""
+    """Run folders and sheets with as much of their paths as it takes; the same one twice stays the same."""
 
     def name(candidate: Candidate, parts: int) -> str:
-        return candidate.name if candidate.run else "/".join(candidate.folder.resolve().parts[-parts:])
+        return candidate.name or "/".join(candidate.folder.resolve().parts[-parts:])
 
     longest = max((len(candidate.folder.resolve().parts) for candidate in candidates), default=1)
     tails = ([name(candidate, parts) for candidate in candidates] for parts in range(1, longest + 1))
@@ -95,11 +114,16 @@ def _named_apart(candidates: list[Candidate]) -> list[Candidate]:
 def _is_run(entry: str | Path) -> bool:
     """Whether a run folder is meant and not a method, after which some other folder may be called."""
     path, text = Path(entry), str(entry)
-    if text.endswith(".py") or text.rpartition(":")[0].endswith(".py"):
+    if _is_code(text):
         return False
     if (path / "run.json").is_file():
         return True
     return text not in method_files() and (len(path.parts) > 1 or path.is_dir())
+
+
+def _is_code(text: str) -> bool:
+    """Whether somebody's own method is meant, with or without a preset."""
+    return text.endswith(".py") or text.rpartition(":")[0].endswith(".py")
 
 
 def _finished(path: Path) -> Candidate:

@@ -1,4 +1,4 @@
-"""`visrep compare`: train methods under one budget, judge them and finished runs alike. Stopped, it continues."""
+"""`visrep compare`: train methods under one budget, judge them and finished encoders alike. Stopped, it continues."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from visrep.analysis.report_compare import report_comparison
 from visrep.comparison.budget import Budget
 from visrep.comparison.candidates import Candidate, Common, gather_candidates
 from visrep.comparison.plans import common_budget, plan
+from visrep.comparison.sheets import comparable
 from visrep.comparison.worth import measured_worth
 from visrep.config import save_json
 from visrep.data import Source
@@ -21,10 +22,12 @@ from visrep.encoders import load_encoder
 from visrep.engine import resume, start
 from visrep.evaluation.compare import compare_without_labels, evaluate_alike, leaderboard
 from visrep.evaluation.dense.opening import open_for
-from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.effort import Effort, duration, effort
+from visrep.evaluation.evaluate import Evaluation, by_kind
+from visrep.evaluation.feature_cache import features_folder
 from visrep.evaluation.labels import check_classes, labels_of
-from visrep.evaluation.protocols import check_protocols
+from visrep.evaluation.protocols import check_protocols, without_all
+from visrep.evaluation.sheet import save_sheet
 from visrep.evaluation.standings import Comparison
 from visrep.machine import default_device
 from visrep.monitor import NotFinite
@@ -40,20 +43,31 @@ def compare(
     protocols: tuple[str, ...],
     labels: bool = True,
     select: str = "",
+    keep: bool = True,
     progress: bool = False,
 ) -> Comparison:
     """See `visrep.api.compare`. All that can be checked is checked before the first training begins."""
-    check_protocols(protocols)
+    check_protocols(without_all(protocols)[0])
     chosen = selector(select or "rankme")
-    candidates = gather_candidates(entries, common, out)
+    everyone = gather_candidates(entries, common, out)
+    sheets = {candidate.name: candidate.sheet for candidate in everyone if candidate.sheet}
+    candidates = [candidate for candidate in everyone if not candidate.sheet]
+    _check_sheets(sheets, labels)
+    if not candidates:
+        out.mkdir(parents=True, exist_ok=True)
+        return _written(_beside({}, sheets, {}, protocols, common.seed), out)
     judged = _judged_data(candidates, labelled or common.data)
     train, test = open_for(protocols if labels else (), judged)
-    by_masks = labels and all(name in DENSE for name in protocols)
+    by_masks = labels and not by_kind(protocols, train)[0]
     labels = labels and (bool(labelled) or by_masks or train.labels is not None)
+    _check_sheets(sheets, labels)
     if labels and select:
         raise ValueError(f"--select {select} chooses without labels, and there are labels: add --no-labels.")
     if labels and not by_masks:
         _check_labels(candidates, judged, train, test)
+    encoders = {
+        candidate.name: load_encoder(candidate.public) for candidate in candidates if candidate.public
+    }
 
     console = Console(stderr=True, quiet=not progress, highlight=False, markup=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -69,20 +83,27 @@ def compare(
         except NotFinite as error:
             failed[candidate.name] = str(error)
     left = [candidate for candidate in candidates if candidate.name not in failed]
-    if not left:
+    if not left and not sheets:
         raise ValueError("; ".join(f"{name} failed: {why}" for name, why in failed.items()))
 
     console.print("Judging")
-    encoders = {candidate.name: load_encoder(candidate.folder) for candidate in left}
-    efforts = {candidate.name: effort(read_run(candidate.folder)) for candidate in left}
+    encoders = {c.name: encoders[c.name] if c.public else load_encoder(c.folder) for c in left}
+    efforts = {c.name: effort(read_run(c.folder)) for c in left if not c.public}
     alike = {"device": default_device(), "seed": common.seed, "progress": progress}
     if labels:
-        limit = common.limit or 0
-        evaluations = evaluate_alike(encoders, train, test, protocols=protocols, limit=limit, **alike)
+        evaluations = evaluate_alike(
+            encoders,
+            train,
+            test,
+            protocols=protocols,
+            limit=common.limit or 0,
+            keep={candidate.name: features_folder(candidate.encoder) for candidate in left} if keep else None,
+            **alike,
+        )
         for candidate in left:
             if candidate.run:
-                save_json(candidate.folder / "evaluation.json", evaluations[candidate.name].to_json())
-        comparison = leaderboard(evaluations, efforts, protocols, seed=common.seed)
+                save_sheet(candidate.folder / "evaluation.json", evaluations[candidate.name])
+        comparison = _beside(evaluations, sheets, efforts, protocols, common.seed)
     else:
         source = train if test is None else test
         comparison = compare_without_labels(encoders, efforts, source, select=chosen, **alike)
@@ -96,6 +117,23 @@ def compare(
         },
         notes=[*comparison.notes, *_not_alike(left, efforts, spent), *_seen(left, judged, test, labels)],
     )
+    return _written(comparison, out)
+
+
+def _beside(
+    judged: Mapping[str, Evaluation],
+    sheets: Mapping[str, Evaluation],
+    efforts: Mapping[str, Effort],
+    protocols: tuple[str, ...],
+    seed: int,
+) -> Comparison:
+    """The leaderboard of what was judged now and of what is on file, with notes on what cannot be compared."""
+    everyone, notes = comparable(judged, sheets, protocols) if sheets else (judged, [])
+    comparison = leaderboard(everyone, efforts, protocols, seed=seed)
+    return replace(comparison, notes=[*comparison.notes, *notes])
+
+
+def _written(comparison: Comparison, out: Path) -> Comparison:
     save_json(out / "comparison.json", comparison.to_json())
     report_comparison(comparison, out / "comparison.html")
     return comparison
@@ -115,13 +153,15 @@ def train_to_the_end(candidate: Candidate, epochs: float) -> None:
 
 
 def _judged_data(candidates: Sequence[Candidate], given: str) -> str:
-    trained_on = {candidate.data: candidate.name for candidate in candidates}
+    trained_on = {candidate.data: candidate.name for candidate in candidates if candidate.data}
+    if not given and not trained_on:
+        raise ValueError("public encoders bring no images: say with --data what to judge on.")
     if not given and len(trained_on) > 1:
         listed = "; ".join(f"{name} on {source}" for source, name in trained_on.items())
         raise ValueError(
             f"these were trained on different images ({listed}): say with --data what to judge on."
         )
-    return given or candidates[0].data
+    return given or next(iter(trained_on))
 
 
 def _check_labels(candidates: Sequence[Candidate], judged: str, train: Source, test: Source | None) -> None:
@@ -140,25 +180,40 @@ def _check_labels(candidates: Sequence[Candidate], judged: str, train: Source, t
         )
 
 
+def _check_sheets(sheets: Mapping[str, Evaluation], labels: bool) -> None:
+    if sheets and not labels:
+        raise ValueError(
+            f"{next(iter(sheets))} holds numbers that need labels, and there are none here. Leave it out, or judge on "
+            "labelled images (--labelled)."
+        )
+
+
 def _not_alike(left: Sequence[Candidate], efforts: Mapping[str, Effort], budget: Budget | None) -> list[str]:
     """In what the conditions differed."""
     said = []
     for candidate in left:
-        took = efforts[candidate.name].seconds
-        if candidate.run and budget and budget.unit == "seconds" and took > 1.05 * budget.amount:
+        took = efforts[candidate.name].seconds if candidate.run else 0.0
+        if budget and budget.unit == "seconds" and took > 1.05 * budget.amount:
             said.append(
                 f"{candidate.name} took {duration(took)}, more than its budget: the machine was slower than when "
                 "its steps were timed."
             )
-    images = [efforts[candidate.name].images for candidate in left]
-    if any(candidate.run is None for candidate in left) and max(images) > 1.05 * min(images):
+    images = [took.images for took in efforts.values()]
+    finished = any(candidate.run is None and not candidate.public for candidate in left)
+    if finished and max(images) > 1.05 * min(images):
         said.append(
             "Finished runs were trained on terms of their own: mind the images seen and the time beside the "
             "numbers."
         )
-    if len({candidate.data for candidate in left}) > 1:
-        listed = "; ".join(f"{candidate.name} on {candidate.data}" for candidate in left)
+    known = [candidate for candidate in left if candidate.data]
+    if len({candidate.data for candidate in known}) > 1:
+        listed = "; ".join(f"{candidate.name} on {candidate.data}" for candidate in known)
         said.append(f"These were trained on different images: {listed}.")
+    if public := [candidate.name for candidate in left if candidate.public]:
+        said.append(
+            f"{', '.join(public)}: trained elsewhere, on other images and at greater length perhaps, and judged at "
+            "the size that each expects."
+        )
     limits = {candidate.run.limit: candidate.name for candidate in left if candidate.run}
     if len(limits) > 1:
         listed = ", ".join(f"{name} {limit or 'all'}" for limit, name in limits.items())

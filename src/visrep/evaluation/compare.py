@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,7 @@ from visrep.encoders import applied_to
 from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import Evaluation, evaluate
 from visrep.evaluation.label_free import label_free_scores, sample, trust
-from visrep.evaluation.protocols import place
+from visrep.evaluation.protocols import ALL, place
 from visrep.evaluation.results import Judged, Result, goodness
 from visrep.evaluation.standings import Comparison, Entry
 from visrep.evaluation.untrained import untrained_twin
@@ -31,12 +32,14 @@ def evaluate_alike(
     *,
     protocols: tuple[str, ...],
     limit: int = 0,
+    keep: Mapping[str, Path] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Evaluation]:
     """Each encoder's `evaluate` with baselines, which encoders of one architecture share and are computed once.
 
+    ``keep``: for each encoder the folder for its features.
     Raises ValueError, with the name of the encoder, for what `evaluate` raises.
     """
     evaluations: dict[str, Evaluation] = {}
@@ -51,6 +54,7 @@ def evaluate_alike(
                 protocols=protocols,
                 baselines=twin == name,
                 limit=limit,
+                keep=keep[name] if keep else None,
                 device=device,
                 seed=seed,
                 progress=progress,
@@ -71,9 +75,13 @@ def leaderboard(
     *,
     seed: int,
 ) -> Comparison:
-    """The evaluations in order of the deciding protocol, with each different baseline once."""
+    """The evaluations in order of the deciding protocol, with each different baseline once.
+
+    ``protocols`` with "all" are those that were found. The first that all encoders have decides. Raises ValueError when
+    there is no number of any.
+    """
     entries = [
-        Entry(name, "trained", _of(evaluation, "trained"), effort=efforts[name])
+        Entry(name, "trained", _of(evaluation, "trained"), effort=efforts.get(name))
         for name, evaluation in evaluations.items()
     ]
     kinds: tuple[Judged, ...] = ("untrained", "pixels")
@@ -87,7 +95,14 @@ def leaderboard(
             elif results:
                 groups.append((results, [name]))
         entries += [_baseline(kind, names, len(evaluations), results, {}) for results, names in groups]
-    ordered = tuple(sorted(protocols, key=place))
+    have = [{result.protocol for result in entry.results} for entry in entries if entry.kind == "trained"]
+    found = set().union(*have)
+    asked = found if ALL in protocols else found & {*protocols}
+    if not asked:
+        raise ValueError(
+            f"none of these encoders can be judged by {', '.join(protocols)}. Use knn or linear."
+        )
+    ordered = tuple(sorted(asked, key=lambda name: (not all(name in mine for mine in have), place(name))))
 
     def value(entry: Entry) -> float:
         result = entry.headline(ordered[0])
@@ -110,6 +125,7 @@ def leaderboard(
         seed=seed,
         fingerprint={
             **one.fingerprint,
+            "protocols": {r.protocol: r.version for entry in entries for r in entry.results},
             "encoder": {name: evaluation.fingerprint["encoder"] for name, evaluation in evaluations.items()},
             "image": {name: evaluation.fingerprint["image"] for name, evaluation in evaluations.items()},
         },
@@ -144,9 +160,10 @@ def compare_without_labels(
             scores = label_free_scores(encoder, canvases, select=select, device=device, seed=seed)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        entries.append(Entry(name, "trained", scores=scores, effort=efforts[name]))
+        entries.append(Entry(name, "trained", scores=scores, effort=efforts.get(name)))
         twins.setdefault(_architecture(encoder), (encoder, []))[1].append(name)
-    notes = trust([efforts[name].method for name in encoders], [entry.scores for entry in entries], select)
+    methods = [efforts[name].method if name in efforts else name for name in encoders]
+    notes = trust(methods, [entry.scores for entry in entries], select)
     for encoder, names in twins.values():
         canvases = sample(source, encoder.preprocessing.size, progress=progress)
         twin = untrained_twin(encoder, canvases, canvases.usable, seed=seed, device=device)

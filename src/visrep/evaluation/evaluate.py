@@ -190,11 +190,11 @@ def _by_masks(
 def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
     """One sheet of both, of the same images."""
     mark = labelled.fingerprint
-    protocols = sorted({*mark["protocols"], *masked.fingerprint["protocols"]})
+    protocols = {**mark["protocols"], **masked.fingerprint["protocols"]}
     return Evaluation(
         [*labelled.results, *masked.results],
         f"{labelled.split}; {masked.split}",
-        {**mark, "protocols": protocols},
+        {**mark, "protocols": dict(sorted(protocols.items()))},
         list(dict.fromkeys([*labelled.warnings, *masked.warnings])),
         list(dict.fromkeys([*labelled.notes, *masked.notes])),
     )

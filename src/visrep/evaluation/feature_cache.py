@@ -25,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from visrep.data.cache import fingerprint
+from visrep.data.cache import default_folder, fingerprint
 from visrep.data.canvas import CanvasSet
 from visrep.data.source import Source
+from visrep.encoders.pretrained.resolve import is_public
 from visrep.evaluation.eviction import VARIABLE, bound, evict, mark_used
 from visrep.evaluation.features import Features
 
@@ -187,3 +188,8 @@ def _bytes(arrays: Mapping[str, Tensor]) -> int:
 
 def _checksum(array: Tensor) -> int:
     return zlib.crc32(array.contiguous().view(torch.uint8).numpy().data)
+
+
+def features_folder(encoder: str | Path) -> Path:
+    """Where features of an encoder are kept: in its run folder; of all public ones, in the user's cache."""
+    return default_folder().parent / "features" if is_public(encoder) else Path(encoder) / "features"

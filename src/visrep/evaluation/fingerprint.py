@@ -20,13 +20,14 @@ from visrep.method import Encoder
 def fingerprint(
     encoder: Encoder, train: Source, test: Source, results: list[Result], *, seed: int
 ) -> dict[str, Any]:
-    """JSON values. Data and encoder carry a hash: of names, labels and masks, and of all weights."""
+    """JSON values. Data carry a hash of names, labels and masks, the encoder of all weights, protocols a version."""
+    known = {result.protocol: result.version for result in results}
     return {
         "train": _of_source(train),
         "test": _of_source(test),
         "encoder": digest_of(encoder),
         "image": encoder.preprocessing.size,
-        "protocols": sorted({result.protocol for result in results}),
+        "protocols": {name: known[name] for name in sorted(known)},
         "seed": seed,
         "versions": {
             "visrep": version("visrep"),

@@ -15,6 +15,8 @@ from visrep.evaluation.standings import Comparison, Entry
 
 LEVEL = "≈"
 """beside an accuracy whose interval overlaps that of the best encoder in its column"""
+MOST_COLUMNS = 4
+"""of protocols; where there are more, the table has a row a protocol"""
 
 
 def print_leaderboard(comparison: Comparison) -> None:
@@ -31,23 +33,13 @@ def render_leaderboard(comparison: Comparison) -> Group:
     if comparison.protocols:
         title = heading(result for entry in comparison.entries for result in entry.results)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", justify="right")
-    table.add_column("", overflow="fold", min_width=16)
-    for column in (*columns(comparison), "images", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    place = 0
-    for entry in comparison.entries:
-        trained = entry.kind == "trained"
-        place += trained
-        style = "" if trained else "dim"
-        if trained and comparison.protocols and comparison.beaten(entry):
-            style = "green"
-        effort = [images_seen(entry.effort), time_taken(entry.effort)]
-        row = [str(place) if trained else "", entry.name, *cells(comparison, entry), *effort]
-        table.add_row(*(Text(cell) for cell in row), style=style)
+    if len(comparison.protocols) > MOST_COLUMNS:
+        _by_protocol(comparison, table)
+    else:
+        _by_entry(comparison, table)
     legend = []
     if comparison.protocols:
-        legend = [f"{LEVEL} not clearly behind the best encoder of the column: the intervals overlap"]
+        legend = [f"{LEVEL} not clearly behind the best encoder of the protocol: the intervals overlap"]
         if any(comparison.beaten(entry) for entry in comparison.ranked):
             legend.append("green: clearly better than its untrained twin and raw pixels")
     if comparison.budget:
@@ -56,6 +48,37 @@ def render_leaderboard(comparison: Comparison) -> Group:
     notes = (Text(f"! {note}", style="yellow") for note in warnings)
     summary = Text(comparison.summary(), style="bold")
     return Group(table, summary, *map(Text, legend), Text(comparison.split), *notes)
+
+
+def _by_entry(comparison: Comparison, table: Table) -> None:
+    table.add_column("", justify="right")
+    table.add_column("", overflow="fold", min_width=16)
+    for column in (*columns(comparison), "images", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    place = 0
+    for entry in comparison.entries:
+        trained = entry.kind == "trained"
+        place += trained
+        effort = [images_seen(entry.effort), time_taken(entry.effort)]
+        row = [str(place) if trained else "", entry.name, *cells(comparison, entry), *effort]
+        table.add_row(*(Text(cell) for cell in row), style=_style(comparison, entry))
+
+
+def _by_protocol(comparison: Comparison, table: Table) -> None:
+    table.add_column("", overflow="fold")
+    for entry in comparison.entries:
+        table.add_column(
+            entry.name, justify="right", overflow="fold", min_width=12, style=_style(comparison, entry)
+        )
+    rows = zip(*(cells(comparison, entry) for entry in comparison.entries), strict=True)
+    for protocol, row in zip(comparison.protocols, rows, strict=True):
+        table.add_row(protocol, *map(Text, row))
+
+
+def _style(comparison: Comparison, entry: Entry) -> str:
+    if entry.kind != "trained":
+        return "dim"
+    return "green" if comparison.protocols and comparison.beaten(entry) else ""
 
 
 def columns(comparison: Comparison) -> list[str]:

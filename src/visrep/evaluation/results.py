@@ -11,6 +11,8 @@ from jaxtyping import Int64
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
+from visrep.evaluation.versions import version_of
+
 Judged = Literal["trained", "untrained", "pixels"]
 Setting = str | int | float | bool
 TOP_1 = "top-1"
@@ -63,7 +65,7 @@ class Measure:
         """In percent."""
         return Result(
             self.protocol, encoder, layer, pooling, self.metric, 100 * self.value, 100 * self.low, 100 * self.high,
-            self.n_train, self.n_test, self.settings, self.details,
+            self.n_train, self.n_test, self.settings, self.details, version_of(self.protocol),
         )  # fmt: skip
 
 
@@ -87,6 +89,8 @@ class Result:
     settings: dict[str, Setting] = field(default_factory=dict)
     details: dict[str, float] = field(default_factory=dict)
     """numbers that ``value`` is made of, such as those of single classes, in percent"""
+    version: int = 1
+    """of the protocol's settings; results of different versions are not compared (see `versions`)"""
 
 
 def goodness(metric: str, value: float) -> float:
@@ -147,6 +151,7 @@ def score(
         n_train=prediction.n_train or n_train,
         n_test=len(labels),
         settings=settings,
+        version=version_of(prediction.protocol),
     )
 
 

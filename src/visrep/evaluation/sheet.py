@@ -9,38 +9,66 @@ from typing import Any
 
 from visrep.config import save_json
 from visrep.evaluation.evaluate import Evaluation
+from visrep.evaluation.versions import outdated, version_in, version_of
 
 ALIKE = ("train", "test", "encoder", "image", "seed", "versions")
 """parts of the fingerprint that numbers on one sheet share"""
 
 
-def save_sheet(path: Path, evaluation: Evaluation) -> None:
+def save_sheet(path: Path, evaluation: Evaluation) -> list[str]:
     """Write an evaluation, with what the file holds of other protocols, layers and poolings, if judged alike.
 
     A file of other images, weights, seed or versions is put beside it, as ``evaluation-<mark>.json``, and taken up
-    again by the next evaluation that is like it.
+    again by the next evaluation that is like it. Numbers of protocols whose settings have changed since are put into
+    ``evaluation-<mark>-outdated.json``. Returns notes on these.
     """
     new, earlier = evaluation.to_json(), _earlier(path)
     if earlier and not _alike(earlier, new):
         save_json(_beside(path, earlier), earlier)
         earlier = _earlier(_beside(path, new))
+    notes = _put_aside(path, earlier)
     save_json(path, joined(earlier, new))
     _beside(path, new).unlink(missing_ok=True)
+    return notes
 
 
 def joined(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The results of both, those of the new evaluation first where both have them."""
+    """The results of both, those of the new evaluation first where both have them; none of outdated versions."""
     if not earlier or not _alike(earlier, new):
         return new
+    return _merged(_of(earlier, [result for result in earlier["results"] if not outdated(result)]), new)
+
+
+def _put_aside(path: Path, sheet: dict[str, Any]) -> list[str]:
+    """Outdated results into a file of their own, and a note for each of their protocols."""
+    old = [result for result in sheet.get("results", ()) if outdated(result)]
+    if not old:
+        return []
+    file = _beside(path, sheet)
+    file = file.with_stem(f"{file.stem}-outdated")
+    earlier, aside = _earlier(file), _of(sheet, old)
+    save_json(file, _merged(earlier, aside) if earlier else aside)
+    return [
+        f"{name}: numbers of version {version} are in {file.name} now. Its settings have changed since (version "
+        f"{version_of(name)}), so they do not stand beside new ones; judge it again for those."
+        for name, version in dict.fromkeys((result["protocol"], version_in(result)) for result in old)
+    ]
+
+
+def _merged(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     again = {_about(result) for result in new["results"]}
     kept = [result for result in earlier["results"] if _about(result) not in again]
-    protocols = {result["protocol"] for result in (*kept, *new["results"])}
     return {
-        **new,
-        "results": [*kept, *new["results"]],
-        "fingerprint": {**new["fingerprint"], "protocols": sorted(protocols)},
+        **_of(new, [*kept, *new["results"]]),
         "warnings": list(dict.fromkeys([*(earlier["warnings"] if kept else ()), *new["warnings"]])),
     }
+
+
+def _of(sheet: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sheet with these results."""
+    versions = {result["protocol"]: version_in(result) for result in results}
+    mark = {**sheet["fingerprint"], "protocols": dict(sorted(versions.items()))}
+    return {**sheet, "results": results, "fingerprint": mark}
 
 
 def _alike(earlier: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -54,7 +82,8 @@ def _beside(path: Path, sheet: dict[str, Any]) -> Path:
 
 
 def _about(result: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(result[name] for name in ("protocol", "encoder", "layer", "pooling"))
+    where = (result[name] for name in ("protocol", "encoder", "layer", "pooling"))
+    return *where, version_in(result)
 
 
 def _earlier(path: Path) -> dict[str, Any]:

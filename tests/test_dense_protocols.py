@@ -234,6 +234,42 @@ def test_training_is_batchnorm_and_a_convolution_by_adamw() -> None:
     torch.testing.assert_close(made.norm.running_mean, 0.1 * mean.flatten(), atol=1e-5, rtol=1e-4)
 
 
+def test_depth_is_trained_by_the_published_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 12 steps of 7 images written out, AdamW too: betas 0.9 and 0.99, weight decay 1e-4, a third to warm up."""
+    monkeypatch.setattr(heads, "LEAST_STEPS", 12)
+    train, rate, furthest = side(7), 1e-2, 0.8
+    made = linear_depth.fit(exam(train, train), train, (rate,), furthest)
+
+    start = LinearHeads(5, 256, 1, seed=0)
+    parts = [start.weights[0].detach().clone(), torch.zeros(256)]
+    first, second = ([torch.zeros_like(x) for x in parts] for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    for step in range(12):
+        rows = torch.randperm(7, generator=rng)
+        place = torch.randint(SIZE * SIZE, (7, heads.PIXELS), generator=rng)
+        tokens = train.tokens[rows].float()
+        mean, var = tokens.mean((0, 1, 2)), tokens.var((0, 1, 2), unbiased=False)
+        parts = [x.requires_grad_() for x in parts]
+        outputs = (tokens - mean) / (var + 1e-5).sqrt() @ parts[0].T + parts[1]
+        shares = outputs.clamp(min=0) + 0.1
+        found = (shares * torch.linspace(1e-3, furthest, 256)).sum(-1) / shares.sum(-1)
+        found = F.interpolate(found[:, None], (SIZE, SIZE), mode="bilinear").flatten(1).gather(1, place)
+        g = (found + 1e-3).log() - (train.depth[rows].flatten(1).gather(1, place) + 1e-3).log()
+        slopes = torch.autograd.grad((0.15 * g.mean() ** 2).sqrt(), parts)
+        assert sum(float(x.square().sum()) for x in slopes) < 35**2
+        share = (step + 1) / 4 if step < 4 else (1 + math.cos(math.pi * (step - 4) / 8)) / 2
+        lr = rate * share
+        with torch.no_grad():
+            for number, slope in enumerate(slopes):
+                first[number] = 0.9 * first[number] + 0.1 * slope
+                second[number] = 0.99 * second[number] + 0.01 * slope**2
+                m, v = first[number] / (1 - 0.9 ** (step + 1)), second[number] / (1 - 0.99 ** (step + 1))
+                parts[number] = parts[number] * (1 - lr * 1e-4) - lr * m / (v.sqrt() + 1e-8)
+    torch.testing.assert_close(made.weights[0], parts[0], atol=2e-4, rtol=0)
+    torch.testing.assert_close(made.biases[0], parts[1], atol=2e-4, rtol=0)
+    assert float((parts[0] - start.weights[0]).detach().abs().max()) > 0.02
+
+
 def test_what_is_held_out_is_apart() -> None:
     whole = side(20)
     fitted, held = hold_out(whole, 0)

@@ -20,7 +20,7 @@ from visrep.data.playground_pairs import (
 )
 from visrep.data.shapes import SHAPES
 from visrep.evaluation.dense.correspondence import correct, matched
-from visrep.evaluation.dense.intervals import interval, resampled
+from visrep.evaluation.dense.intervals import few_videos, interval, resampled
 
 SIZE = 64
 
@@ -159,5 +159,18 @@ def test_intervals_of_groups() -> None:
     many, few = np.repeat(rng.random(10), 50), np.repeat(np.arange(10), 50)
     by_group, by_value = interval(many, few, seed=0), interval(many, np.arange(500), seed=0)
     assert by_group[1] - by_group[0] > 4 * (by_value[1] - by_value[0])
-    low, high = interval(values, np.zeros(30), seed=0)
-    assert low == pytest.approx(high) == pytest.approx(values.mean())
+
+
+def test_one_group_has_no_interval() -> None:
+    """All that a share can be, however many values it has; an error beyond 1 is in it."""
+    values = np.random.default_rng(0).random(30)
+    assert interval(values, np.zeros(30), seed=0) == (0, 1)
+    assert interval(values + 3, np.zeros(30), seed=0) == (0, values.mean() + 3)
+
+
+def test_few_videos_are_said() -> None:
+    assert few_videos(["depth"], 10) == ""
+    assert "depth, segmentation: judged on frames of 9 videos only" in few_videos(
+        ["depth", "segmentation"], 9
+    )
+    assert "1 video only, so no interval can be given" in few_videos(["depth"], 1)

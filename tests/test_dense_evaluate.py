@@ -262,3 +262,23 @@ def test_a_leaderboard_of_errors_has_the_smallest_on_top() -> None:
     values = [entry.headline("depth") for entry in entries]
     ordered = [result.value for result in values if result is not None]
     assert len(ordered) == 4 and ordered == sorted(ordered)
+
+
+def filmed(videos: int) -> DenseSource:
+    """Scenes that are said to be frames of so many videos."""
+    world, _ = dense_splits("playground:n=24,size=16")
+    world.groups, world.labels = np.arange(24) % videos, None
+    return world
+
+
+def test_few_videos_have_wide_intervals_and_a_caution() -> None:
+    found = evaluate(vit(), filmed(4), protocols=("segmentation", "depth"), baselines=False)
+    assert any(
+        "segmentation, depth: judged on frames of 1 video only, so no" in line for line in found.warnings
+    )
+    assert {(r.ci_low, r.ci_high) for r in found.results if r.metric != "abs. rel. error"} == {(0, 100)}
+    found = evaluate(vit(), filmed(12), protocols=("segmentation",), baselines=False)
+    assert any("segmentation: judged on frames of 2 videos only" in line for line in found.warnings)
+    assert found.results[0].ci_low > 0 and found.results[0].ci_high < 100
+    many = evaluate(vit(), filmed(24), filmed(24), protocols=("segmentation",), baselines=False)
+    assert not any("videos" in line for line in many.warnings)

@@ -111,12 +111,60 @@ def test_the_interval_resamples_images(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = torch.from_numpy(np.repeat(np.arange(5), drawn))
         means.append(float(Counts.of(predicted[rows], true[rows], 3).iou().nanmean()))
     expected = np.quantile(means, [0.025, 0.975])
-    np.testing.assert_allclose(Counts.of(predicted, true, 3).interval(seed=11), expected, atol=1e-12)
+    found = Counts.of(predicted, true, 3).interval(np.arange(5), seed=11)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_the_interval_resamples_whole_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(miou, "RESAMPLES", 9)
+    predicted, true, groups = masks(6, 3, 3), masks(6, 4, 3), np.array([7, 7, 7, 2, 2, 5])
+    means = []
+    for drawn in np.random.default_rng(11).multinomial(3, [1 / 3] * 3, size=9):
+        rows = [
+            row
+            for video, times in zip((2, 5, 7), drawn, strict=True)
+            for row in [*np.flatnonzero(groups == video)] * times
+        ]
+        means.append(float(Counts.of(predicted[rows], true[rows], 3).iou().nanmean()))
+    counts = Counts.of(predicted, true, 3)
+    np.testing.assert_allclose(
+        counts.interval(groups, seed=11), np.quantile(means, [0.025, 0.975]), atol=1e-12
+    )
+
+
+def test_the_interval_of_two_videos_by_hand() -> None:
+    """Class 0 in both pixels of all frames, found in one pixel of the 10 frames of a video, nowhere in 30 of another.
+
+    The second video twice, in a quarter of the resamples: 0. The first one twice, in another quarter: an IoU of 1/2 for
+    class 0 and of 0 for class 1, which was predicted; their mean is the other end.
+    """
+    true = torch.zeros(40, 1, 2, dtype=torch.int64)
+    predicted = torch.ones_like(true)
+    predicted[:10, :, 0] = 0
+    counts = Counts.of(predicted, true, 2)
+    assert counts.iou().tolist() == [10 / 80, 0]
+    assert counts.interval(np.repeat([0, 1], [10, 30]), seed=0) == (0, 0.25)
+    low, high = counts.interval(np.arange(40), seed=0)  # of frames: far too sure
+    assert 0.02 < low < 0.05 and 0.07 < high < 0.11
+    assert counts.interval(np.zeros(40, dtype=np.int64), seed=0) == (0, 1)
+
+
+def test_protocols_that_fit_resample_videos() -> None:
+    """Six frames of each video are alike, so that one frame of each has the same interval as all of them."""
+    train, few = side(20), side(12, seed=5)
+    many = few.at(torch.arange(12).repeat_interleave(6))
+    for run, metric in ((segmentation, "mIoU"), (hummingbird, "mIoU"), (linear_depth.depth, RMSE)):
+        (one,) = [m for m in run(exam(train, few)) if m.metric == metric]
+        (all_,) = [m for m in run(exam(train, many)) if m.metric == metric]
+        assert (all_.low, all_.high) == pytest.approx((one.low, one.high), abs=1e-6)
+        assert all_.high - all_.low > 0.005
 
 
 def test_the_measure_names_classes() -> None:
     counts = Counts.of(masks(4, 5, 3), masks(4, 6, 3), 3)
-    found = counts.measure("segmentation", {"lr": 0.1}, ("a", "b", "c"), n_train=9, seed=0)
+    found = counts.measure(
+        "segmentation", {"lr": 0.1}, ("a", "b", "c"), groups=np.arange(4), n_train=9, seed=0
+    )
     assert found.low <= found.value <= found.high and (found.n_train, found.n_test) == (9, 4)
     assert list(found.details) == ["IoU of a", "IoU of b", "IoU of c"]
     assert np.mean(list(found.details.values())) == pytest.approx(100 * found.value, abs=0.01)
@@ -184,6 +232,42 @@ def test_training_is_batchnorm_and_a_convolution_by_adamw() -> None:
     torch.testing.assert_close(made.weights[0], layer.weight[:, :, 0, 0], atol=1e-5, rtol=0)
     assert made.norm.running_mean is not None
     torch.testing.assert_close(made.norm.running_mean, 0.1 * mean.flatten(), atol=1e-5, rtol=1e-4)
+
+
+def test_depth_is_trained_by_the_published_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 12 steps of 7 images written out, AdamW too: betas 0.9 and 0.99, weight decay 1e-4, a third to warm up."""
+    monkeypatch.setattr(heads, "LEAST_STEPS", 12)
+    train, rate, furthest = side(7), 1e-2, 0.8
+    made = linear_depth.fit(exam(train, train), train, (rate,), furthest)
+
+    start = LinearHeads(5, 256, 1, seed=0)
+    parts = [start.weights[0].detach().clone(), torch.zeros(256)]
+    first, second = ([torch.zeros_like(x) for x in parts] for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    for step in range(12):
+        rows = torch.randperm(7, generator=rng)
+        place = torch.randint(SIZE * SIZE, (7, heads.PIXELS), generator=rng)
+        tokens = train.tokens[rows].float()
+        mean, var = tokens.mean((0, 1, 2)), tokens.var((0, 1, 2), unbiased=False)
+        parts = [x.requires_grad_() for x in parts]
+        outputs = (tokens - mean) / (var + 1e-5).sqrt() @ parts[0].T + parts[1]
+        shares = outputs.clamp(min=0) + 0.1
+        found = (shares * torch.linspace(1e-3, furthest, 256)).sum(-1) / shares.sum(-1)
+        found = F.interpolate(found[:, None], (SIZE, SIZE), mode="bilinear").flatten(1).gather(1, place)
+        g = (found + 1e-3).log() - (train.depth[rows].flatten(1).gather(1, place) + 1e-3).log()
+        slopes = torch.autograd.grad((0.15 * g.mean() ** 2).sqrt(), parts)
+        assert sum(float(x.square().sum()) for x in slopes) < 35**2
+        share = (step + 1) / 4 if step < 4 else (1 + math.cos(math.pi * (step - 4) / 8)) / 2
+        lr = rate * share
+        with torch.no_grad():
+            for number, slope in enumerate(slopes):
+                first[number] = 0.9 * first[number] + 0.1 * slope
+                second[number] = 0.99 * second[number] + 0.01 * slope**2
+                m, v = first[number] / (1 - 0.9 ** (step + 1)), second[number] / (1 - 0.99 ** (step + 1))
+                parts[number] = parts[number] * (1 - lr * 1e-4) - lr * m / (v.sqrt() + 1e-8)
+    torch.testing.assert_close(made.weights[0], parts[0], atol=2e-4, rtol=0)
+    torch.testing.assert_close(made.biases[0], parts[1], atol=2e-4, rtol=0)
+    assert float((parts[0] - start.weights[0]).detach().abs().max()) > 0.02
 
 
 def test_what_is_held_out_is_apart() -> None:

@@ -2,8 +2,8 @@
 
 Settings are those of DINOv3 (arXiv:2508.10104) on NYU: last layer, BatchNorm and a linear layer to 256 bins, whose
 share-weighted mean is the depth (shares are outputs, negative ones cut off, plus 0.1, over their sum); the
-scale-invariant logarithmic loss; AdamW with weight decay 1e-4, gradients cut at 35, batches of 16 images, a third of
-the steps to warm up, 38,400 steps for 24,231 images.
+scale-invariant logarithmic loss; AdamW with weight decay 1e-4 and betas 0.9 and 0.99, gradients cut at 35, batches of
+16 images, a third of the steps to warm up, 38,400 steps for 24,231 images.
 
 Deviations: bins lie evenly between 0.001 and the greatest depth of the training images, in place of 10 metres; images
 are seen once, whole, as squares, without crops, changes of brightness and mirror images; a step looks at 512 pixels
@@ -28,10 +28,11 @@ from visrep.evaluation.dense.heads import (
     maps_of,
     train_heads,
 )
+from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.segmentation import JUDGED
-from visrep.evaluation.results import Measure, bootstrap_mean
+from visrep.evaluation.results import Measure
 
-SCHEDULE = Schedule(passes=25, warmup=1 / 3, weight_decay=1e-4)
+SCHEDULE = Schedule(passes=25, warmup=1 / 3, weight_decay=1e-4, betas=(0.9, 0.99))
 BINS = 256
 NEAREST = 1e-3
 FLOOR = 0.1
@@ -64,7 +65,7 @@ def depth(exam: Exam) -> list[Measure]:
             "depth",
             metric,
             float(values.mean()),
-            *bootstrap_mean(values.numpy(), seed=exam.seed),
+            *interval(values.numpy(), exam.test.groups, seed=exam.seed),
             settings,
             n_train=len(exam.train),
             n_test=len(exam.test),

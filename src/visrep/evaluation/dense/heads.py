@@ -19,7 +19,6 @@ from visrep.progress import within
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """learning rates to choose from: published ones (3e-4 for depth, 1e-3 for classes) and greater ones, for few steps"""
-BETAS = (0.9, 0.999)
 CLIP = 35.0
 """greatest norm of the gradient"""
 BATCH = 16
@@ -35,12 +34,14 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Published passes over the images and weight decay; the rate warms up and falls along half a cosine."""
+    """Published passes over the images and settings of AdamW; the rate warms up and falls along half a cosine."""
 
     passes: int
     warmup: float
     """share of the steps"""
     weight_decay: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    """of AdamW"""
 
     def steps(self, n: int) -> int:
         """For so many images: the published passes, and 500 steps at least."""
@@ -119,7 +120,7 @@ def train_heads(
     heads.to(device).train()
     rng = torch.Generator().manual_seed(seed)
     groups = [{"params": part, "peak": rate} for part, rate in zip(heads.parts(), rates, strict=True)]
-    optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=schedule.weight_decay)
+    optimiser = torch.optim.AdamW(groups, betas=schedule.betas, weight_decay=schedule.weight_decay)
     size, flat = side.size, answers.flatten(1)
     for step, rows in zip(within(range(steps), "steps"), _batches(len(side), rng), strict=False):
         place = torch.randint(size * size, (len(rows), PIXELS), generator=rng)

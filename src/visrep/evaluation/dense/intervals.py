@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float64, Shaped
 
 RESAMPLES = 1000
+FEW = 10
+"""videos below which an interval says little about others"""
 
 
 def interval(
@@ -13,12 +17,33 @@ def interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of all values, over resamples of whole groups.
 
-    With one value a group this is the usual bootstrap over values; with a single group it has no width.
+    With one value a group this is the usual bootstrap over values. A single group tells nothing of others, so that its
+    interval is all that a share can be, from 0 to 1 (or to the mean, for an error beyond 1).
     """
     _, group = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(group, weights=values), np.bincount(group)
-    low, high = np.quantile(resampled(sums, counts, seed), [(1 - level) / 2, (1 + level) / 2])
+    return between(resampled(sums, counts, seed), float(np.mean(values)), groups=len(sums), level=level)
+
+
+def between(
+    means: Shaped[np.ndarray, " r"], value: float, *, groups: int, level: float = 0.95
+) -> tuple[float, float]:
+    """The middle of what resamples of so many groups give; see `interval` for a single group, of mean ``value``."""
+    if groups < 2:
+        return 0.0, max(1.0, value)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def few_videos(names: Sequence[str], videos: int) -> str:
+    """A caution about protocols that judged so many videos; "" from 10 on."""
+    if videos >= FEW:
+        return ""
+    if videos == 1:
+        said = "frames of 1 video only, so no interval can be given: it is shown as from 0 to 100"
+    else:
+        said = f"frames of {videos} videos only, so intervals say little about others"
+    return f"{', '.join(names)}: judged on {said}. Give more videos, or test videos beside them (--test)."
 
 
 def resampled(

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from visrep.data.dense import IGNORE
+from visrep.evaluation.dense.intervals import RESAMPLES, between
 from visrep.evaluation.results import Measure, Setting
 
 MIOU = "mIoU"
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,21 @@ class Counts:
         """Of each class over all images; NaN for a class that nowhere is and nowhere was predicted."""
         return _iou(self.right.sum(0), self.predicted.sum(0), self.true.sum(0))
 
-    def interval(self, *, seed: int, level: float = 0.95) -> tuple[float, float]:
-        """Percentile bootstrap interval of the mean IoU over resamples of images."""
+    def interval(
+        self, groups: Int64[np.ndarray, " n"], *, seed: int, level: float = 0.95
+    ) -> tuple[float, float]:
+        """Percentile bootstrap interval of the mean IoU over resamples of whole groups: of videos, or single images.
+
+        From 0 to 1 where there is a single group.
+        """
         rng = np.random.default_rng(seed)
-        n = len(self.true)
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)  # how often each image is drawn
-        weights = torch.from_numpy(drawn).double()
+        _, group = np.unique(groups, return_inverse=True)
+        g = int(group.max()) + 1
+        drawn = rng.multinomial(g, np.full(g, 1 / g), size=RESAMPLES)  # how often each group is drawn
+        weights = torch.from_numpy(drawn[:, group]).double()
         sums = (weights @ counts.double() for counts in (self.right, self.predicted, self.true))
-        low, high = np.quantile(_iou(*sums).nanmean(-1).numpy(), [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        means = _iou(*sums).nanmean(-1).numpy()
+        return between(means, float(self.iou().nanmean()), groups=g, level=level)
 
     def measure(
         self,
@@ -60,14 +66,18 @@ class Counts:
         settings: Mapping[str, Setting],
         names: tuple[str, ...],
         *,
+        groups: Int64[np.ndarray, " n"],
         n_train: int,
         seed: int,
         caution: str = "",
     ) -> Measure:
-        """Mean over classes that are in the answers or the predictions, with each class's IoU as details."""
+        """Mean over classes that are in the answers or the predictions, with each class's IoU as details.
+
+        ``groups``: the video of each image, or a number of its own (see `DenseSide.groups`).
+        """
         iou = self.iou()
         present = (~iou.isnan()).nonzero().flatten().tolist()
-        low, high = self.interval(seed=seed)
+        low, high = self.interval(groups, seed=seed)
         accuracy = float(self.right.sum() / self.true.sum())
         return Measure(
             protocol,

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from visrep.config import to_json
 from visrep.encoders.checks import NoFreshWeights
 from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.intervals import few_videos
 from visrep.evaluation.dense.patches import Patches, extract_patches, pixel_patches
 from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.dense.roles import Base, Roles
@@ -92,6 +94,7 @@ class DenseSitting:
     def warnings(self) -> list[str]:
         """Cautions with those that they are about, what was left out of the data, and what could not be read."""
         said = [f"{caution} ({', '.join(names)})" for caution, names in self.cautions.items()]
+        said += [self._few_videos(fits) for fits in (True, False)]
         for base in self.roles.bases:
             said += base.key.source.notes
             found = list(base.side.unreadable.values())
@@ -100,7 +103,19 @@ class DenseSitting:
                     f"{len(found)} of {len(base.side.source)} images could not be read and were left out, the first: "
                     f"{found[0]}"
                 )
-        return said
+        return list(filter(None, said))
+
+    def _few_videos(self, fits: bool) -> str:
+        """A caution about the protocols that fit, or about the others; "" for enough videos, and for images."""
+        role = self.roles.judged if fits else self.roles.whole
+        groups = role.source.groups
+        # a protocol of videos counts those that it can use
+        names = [
+            name for name in self.protocols if DENSE[name].fits == fits and "video" not in DENSE[name].needs
+        ]
+        if groups is None or not names:
+            return ""
+        return few_videos(names, len(np.unique(groups)))
 
     def _encoding(self, who: str, identity: Mapping[str, Any], network: Callable[[], Encoder]) -> Encode:
         """From disk, or by a pass of the network."""

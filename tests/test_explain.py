@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visrep import cli
-from visrep.analysis.inside import sections_counted, subject
+from visrep.analysis.inside import concept_maps, sections_counted, subject
 from visrep.analysis.inside.explain import Explanation, Settings, explain_encoder
 from visrep.analysis.inside.section_inversion import SCORES
 from visrep.analysis.inside.sections_maps import with_mark
@@ -22,7 +22,7 @@ from visrep.method import Encoder, Preprocessing
 
 SECTIONS = [
     "Attention", "Colours of tokens", "Likeness to a patch", "Gradients", "Pictures from features",
-    "Classes in layers", "Concepts of channels", "Gestalt",
+    "Classes in layers", "Concepts of channels", "Concepts of combinations", "Gestalt",
 ]  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def resnet() -> Encoder:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sections_counted, "FIGURES", 8)
-    monkeypatch.setattr(sections_counted, "DISSECTED", 40)
+    monkeypatch.setattr(concept_maps, "IMAGES", 40)
     monkeypatch.setattr(subject, "PROBED", 80)
 
 
@@ -66,6 +66,9 @@ def test_a_vit_on_the_playground_has_every_section() -> None:
     classes = found.numbers["classes"]
     assert len(classes["patches"]) == len(classes["cls"]) == len(classes["top-1"]) == 2
     assert set(found.numbers["dissection"]) == {"trained", "trained, rotated", "untrained"}
+    assert set(found.numbers["net2vec"]) == {"trained", "trained, rotated", "untrained"}
+    background = found.numbers["net2vec"]["trained"]["background"]
+    assert background["images"] == 10 and 0 < background["all pixels"] < 1
     for test in ("closure", "continuity"):
         assert set(found.numbers["gestalt"][test]) == {"trained", "untrained", "raw pixels"}
     json.dumps(found.numbers)
@@ -79,7 +82,7 @@ def test_a_resnet_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     source = open_source([rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(12)])
     found = explain_encoder(resnet(), source, Settings(images=2, steps=0))
-    assert set(found.numbers["left out"]) == {"attention", "inversion", "classes", "dissection"}
+    assert set(found.numbers["left out"]) == {"attention", "inversion", "classes", "dissection", "net2vec"}
     assert titles(found)[-1] == "Left out"
     assert "at least 24 images" in found.numbers["left out"]["inversion"]
     assert found.numbers["gradients"]["complete"]
@@ -142,6 +145,10 @@ def test_the_command_writes_a_page(
     assert "Gestalt" in capsys.readouterr().out
     page = (tmp_path / "out/explain.html").read_text()
     assert all(title in page for title in SECTIONS) and "0.2, 0.7" in page
-    assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert (
+        "http" not in page.replace("http://www.w3.org", "")
+        and page.count("<script") == 1
+        and "<script src" not in page
+    )
     numbers = json.loads((tmp_path / "out/explain.json").read_text())
     assert numbers["encoder"] == "timm:mine" and list(numbers["likeness"]["mean cosine"]) == ["0.2, 0.7"]

@@ -77,7 +77,7 @@ def folded(summary: str, body: str) -> str:
 
 
 def document(title: str, header: str, sections: Sequence[Section]) -> str:
-    """The whole page. Needs nothing but itself: no network, no script."""
+    """The whole page. Needs nothing but itself: no network, and no script but what a section brings along."""
     style = files("visrep.analysis").joinpath("report.css").read_text(encoding="utf-8")
     contents = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
     body = "".join(

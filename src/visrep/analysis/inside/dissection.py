@@ -58,18 +58,32 @@ def dissect(
     names: tuple[str, ...],
 ) -> Dissection:
     """IoU of every channel with every concept."""
-    thresholds = top_threshold(activations)
+    both, active = overlaps(activations, top_threshold(activations), masks)
+    area = masks.sum((0, 2, 3)).double()
+    return Dissection(names, ratio(both.sum(0), active.sum(0)[:, None] + area).numpy())
+
+
+def overlaps(
+    activations: Float[Tensor, "n d rows columns"],
+    thresholds: Float[Tensor, " d"],
+    masks: Bool[Tensor, "n k h w"],
+) -> tuple[Float[Tensor, "n d k"], Float[Tensor, "n d"]]:
+    """Pixels of each image, float64: above a channel's threshold and in a concept's mask; above the threshold."""
     size = masks.shape[-2:]
     flat = masks.flatten(2).float()  # n k pixels
-    area = flat.sum((0, 2))
-    rows = []
+    both, active = [], []
     for part, threshold in zip(activations.split(CHUNK, dim=1), thresholds.split(CHUNK), strict=True):
         large = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
-        active = (large > threshold[:, None, None]).flatten(2).float()
-        both = torch.einsum("ndp,nkp->dk", active, flat)
-        either = active.sum((0, 2))[:, None] + area - both
-        rows.append(torch.where(either > 0, both / either.clamp_min(1), 0))
-    return Dissection(names, torch.cat(rows).double().numpy())
+        above = (large > threshold[:, None, None]).flatten(2).float()
+        both.append(torch.einsum("ndp,nkp->ndk", above, flat))
+        active.append(above.sum(2))
+    return torch.cat(both, 1).double(), torch.cat(active, 1).double()
+
+
+def ratio(both: Float[Tensor, "*s"], areas: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Intersection over union, of the intersection and the sum of both areas; 0 where both are empty."""
+    either = areas - both
+    return torch.where(either > 0, both / either.clamp_min(1), 0)
 
 
 def top_threshold(activations: Float[Tensor, "n d rows columns"]) -> Float[Tensor, " d"]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from visrep.analysis.inside.concept_maps import concept_maps
 from visrep.analysis.inside.section_inversion import inversion_section
+from visrep.analysis.inside.section_net2vec import net2vec_section
 from visrep.analysis.inside.sections_classes import class_section, gradient_section
 from visrep.analysis.inside.sections_counted import dissection_section, gestalt_section
 from visrep.analysis.inside.sections_maps import attention_section, likeness_section, token_section
@@ -85,6 +88,7 @@ def explain_encoder(
     layers = settings.layers or (1, (encoder.depth + 1) // 2)
     layers = chosen_layers(encoder, layers)
     subject = _subject(encoder.to(device), source, settings, torch.device(device), seed, progress)
+    maps = cache(lambda: concept_maps(subject))
     parts: dict[str, Callable[[], tuple[Section, dict[str, Any]]]] = {
         "attention": lambda: attention_section(subject),
         "tokens": lambda: token_section(subject),
@@ -92,7 +96,8 @@ def explain_encoder(
         "gradients": lambda: gradient_section(subject),
         "inversion": lambda: inversion_section(subject, layers, settings.steps, settings.decoder_steps),
         "classes": lambda: class_section(subject),
-        "dissection": lambda: dissection_section(subject),
+        "dissection": lambda: dissection_section(maps()),
+        "net2vec": lambda: net2vec_section(maps()),
         "gestalt": lambda: gestalt_section(subject),
     }
     sections: list[Section] = []

@@ -6,59 +6,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from visrep.analysis.inside.concepts import concepts
-from visrep.analysis.inside.dissection import DETECTS, Dissection, dissect, turned
+from visrep.analysis.inside.concept_maps import ConceptMaps
+from visrep.analysis.inside.dissection import DETECTS, Dissection, dissect
 from visrep.analysis.inside.gestalt import TESTS, Figure, right_about
-from visrep.analysis.inside.sections_maps import checked_grid, tile
-from visrep.analysis.inside.subject import Inapplicable, Subject
+from visrep.analysis.inside.sections_maps import tile
+from visrep.analysis.inside.subject import Subject
 from visrep.analysis.page import Section, note, strip, table
 from visrep.data import CanvasSet, open_source
 from visrep.data.canvas import canvas_size
-from visrep.data.dense import DenseSource, DenseSubset
-from visrep.evaluation.features import centred, evaluation_mode, extract
+from visrep.evaluation.features import extract
 from visrep.evaluation.results import bootstrap
 from visrep.method import Encoder
 
-DISSECTED = 300
-"""images, at most"""
-LEAST = 5
-"""images that must show a concept for it to count"""
-SIDE = 56
-"""of masks, in pixels"""
 LISTED = 12
 """detectors in the table"""
 FIGURES = 100
 """of each Gestalt test"""
 EXAMPLES = 2
-BATCH = 64
 
 
-def dissection_section(subject: Subject) -> tuple[Section, dict[str, Any]]:
+def dissection_section(maps: ConceptMaps) -> tuple[Section, dict[str, Any]]:
     """Channels of the last layer that detect concepts, beside a random rotation and the untrained twin."""
-    source = subject.source
-    if not isinstance(source, DenseSource) or "classes" not in source.knows:
-        raise Inapplicable("concepts need images with masks of classes, such as the playground's")
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(DISSECTED, len(source))).astype(np.int64))
-    canvases = CanvasSet(DenseSubset(source, chosen), canvas_size(source, subject.encoder.preprocessing.size))
-    known = concepts(source, chosen[canvases.usable], SIDE).met(LEAST)
-    if not known.names:
-        raise Inapplicable(f"no concept is shown by {LEAST} images or more")
-    masks = torch.from_numpy(known.masks)
-    activations = _activations(subject, subject.encoder, canvases)
-    checked_grid(tuple(activations.shape))
-    found = {
-        "trained": dissect(activations, masks, known.names),
-        "trained, rotated": dissect(turned(activations, subject.seed), masks, known.names),
-    }
-    if subject.twin is not None:
-        found["untrained"] = dissect(_activations(subject, subject.twin, canvases), masks, known.names)
+    found = {who: dissect(activations, maps.masks, maps.names) for who, activations in maps.each()}
     best = [[str(unit), name, f"{value:.3f}"] for unit, name, value in found["trained"].best[:LISTED]]
     reading = (
         f"Channels of the last layer whose strongest half percent of activations coincides with a concept on "
-        f"{len(masks)} images. A detector has an intersection over union above {DETECTS:g}. Rotated: the same features "
-        "in a random basis."
+        f"{len(maps.masks)} images. A detector has an intersection over union above {DETECTS:g}. Rotated: the same "
+        "features in a random basis."
     )
     body = table(
         ("", "channels", "detectors", "concepts", "best IoU"), [_row(who, d) for who, d in found.items()]
@@ -103,19 +78,6 @@ def gestalt_section(subject: Subject) -> tuple[Section, dict[str, Any]]:
     body = table(("test", *numbers["closure"]), rows) + strip(shown)
     body += note("Intervals are of 95 %, over figures.")
     return Section("Gestalt", reading, body), numbers
-
-
-def _activations(subject: Subject, encoder: Encoder, canvases: CanvasSet) -> Tensor:
-    """Of the last layer's channels at every place, "n d rows columns"; images whole, squashed to squares."""
-    found = []
-    encoder.to(subject.device)
-    with evaluation_mode(encoder), torch.no_grad():
-        batches = centred(canvases, canvases.usable, encoder.preprocessing, BATCH, subject.device, whole=True)
-        for pixels, _, _ in batches:
-            tokens = encoder(pixels)
-            rows, columns = tokens.grid[-2:]
-            found.append(tokens.patches.float().mT.unflatten(2, (rows, columns)).cpu())
-    return torch.cat(found)
 
 
 def _row(who: str, found: Dissection) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from html import escape
+from importlib.resources import files
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from torch import Tensor
 
 from visrep.analysis.inside.attention import last_attention_map, patch_likeness, rollout_map
+from visrep.analysis.inside.embedded import Embedded, embedded
 from visrep.analysis.inside.subject import Inapplicable, Subject
-from visrep.analysis.page import Section, figure, grid, image, strip
+from visrep.analysis.page import Section, figure, grid, image, note, strip
 from visrep.analysis.pictures import data_uri, fit, heat, token_colours
 
 TILE = 128
@@ -19,6 +23,8 @@ SMALLEST_GRID = 4
 """patches a side below which maps show nothing"""
 POINTS = ((0.5, 0.5), (0.25, 0.25), (0.75, 0.5), (0.4, 0.8))
 """across and down"""
+CLICKED = 224
+"""side of a picture to click on, in pixels"""
 MARK = (255, 60, 60)
 
 
@@ -82,7 +88,42 @@ def likeness_section(subject: Subject, point: tuple[float, float] | None) -> tup
         "Bright patches have vectors in the direction of the marked patch's, in the same image and in the others. "
         "Another patch: --point ACROSS DOWN, as shares."
     )
-    return Section("Likeness to a patch", reading, "".join(strips)), {"mean cosine": numbers}
+    few = embedded(tokens.patches)
+    start = (POINTS[0] if point is None else point)[::-1]
+    body = "".join(strips) + _clickable(subject, few, (rows, columns), start)
+    return Section("Likeness to a patch", reading, body), {"mean cosine": numbers}
+
+
+def _clickable(subject: Subject, few: Embedded, size: tuple[int, int], start: tuple[float, float]) -> str:
+    """Pictures that show the map of the patch clicked; nothing in a browser without JavaScript."""
+    rows, columns = size
+    colours = (np.asarray(mpl.colormaps["inferno"](np.arange(256)))[:, :3] * 255).astype(np.uint8)
+    given = {
+        "rows": rows,
+        "columns": columns,
+        "row": int(start[0] * rows),
+        "column": int(start[1] * columns),
+        "width": few.vectors.shape[-1],
+        "scale": few.scale,
+        "colours": base64.b64encode(colours.tobytes()).decode(),
+        "vectors": few.text,
+    }
+    data = " ".join(f'data-{name}="{value}"' for name, value in given.items())
+    pictures = [
+        f"<figure>{image(data_uri(fit(picture, CLICKED)), 'click on a patch')}"
+        f'<canvas width="{CLICKED}" height="{CLICKED}"></canvas></figure>'
+        for picture in subject.pictures[: len(few.vectors)]
+    ]
+    what = "image" if len(few.vectors) == 1 else f"{len(few.vectors)} images"
+    said = note(
+        f"Click on a patch to compare all others, in {what}, with it. Cosines here come from vectors of "
+        f"{few.vectors.shape[-1]} bytes and are within {few.error:.2g} of the true ones."
+    )
+    script = files("visrep.analysis.inside").joinpath("likeness.js").read_text(encoding="utf-8")
+    return (
+        f'<div class="likeness" hidden {data}>{said}{grid(pictures, kind="clicked")}<output>&nbsp;</output>'
+        f"<script>{script}</script></div>"
+    )
 
 
 def checked_grid(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -1,7 +1,9 @@
-"""V-JEPA equals transformers' V-JEPA 2: predictor and targets; its masks are distributed as the official ones."""
+"""V-JEPA: transformers' predictor and targets, the official loss and gradients, the official masks in distribution."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from conformance import Case, moment, views
 from visrep.encoders import VideoViT
 from visrep.encoders.patches import take
+from visrep.encoders.pretrained.official_vjepa import to_vjepa
 from visrep.method import At
 from visrep.methods.predictive.vjepa import CROP, VJEPA, Config, targets, tiny
 from visrep.nn.transformer import Block
@@ -81,6 +84,85 @@ def test_predictor_and_targets():
     )
 
 
+def drawn(gold: dict[str, np.ndarray], part: str, seed: int) -> dict[str, Tensor]:
+    """The weights of the official networks, which were drawn one by one in the order of their names."""
+    weights = {}
+    for i, (name, shape) in enumerate(zip(gold[f"{part}_names"], gold[f"{part}_shapes"], strict=True)):
+        values = 0.3 * np.random.RandomState(seed + i).randn(*map(int, shape.split()))
+        weights[str(name)] = torch.from_numpy(values).float().double()
+    return weights
+
+
+def our_name(part: str, name: str) -> str:
+    if part == "encoder":
+        return f"backbone.{name}"
+    name = name.replace("mask_tokens.0", "mask_token").removeprefix("predictor_")
+    return "predictor." + re.sub("^proj", "project", name)
+
+
+def test_loss_and_gradients_are_the_official_ones(monkeypatch: pytest.MonkeyPatch):
+    """All gradients by their lengths, some number by number; both kinds of masks share a mask token there."""
+    with np.load(GOLDEN / "vjepa_loss.npz") as stored:
+        gold = dict(stored)
+    encoder = VideoViT(frames=4, image=32, patch=8, width=36, depth=2, heads=3, position="rope")
+    method = VJEPA(
+        Config(
+            encoder=encoder,
+            views=OneView(replace(CROP, size=32), frames=4),
+            block_scale=(0.15, 0.5),
+            predictor_width=24,
+            predictor_depth=2,
+            predictor_heads=2,
+        )
+    ).double()
+    for network, seed in ((method.backbone, 0), (method.teacher.module, 200)):
+        network.load_state_dict(to_vjepa(drawn(gold, "encoder", seed), heads=3, rotary=True).state_dict())
+    weights = {our_name("predictor", name): x for name, x in drawn(gold, "predictor", 100).items()}
+    weights.pop("predictor.mask_tokens.1")  # never reached
+    weights["predictor.mask_token"] = weights["predictor.mask_token"].expand(2, 1, 1, -1)
+    method.predictor.load_state_dict({name.removeprefix("predictor."): x for name, x in weights.items()})
+
+    masks = [
+        [torch.from_numpy(gold[f"{which}{kind}"]).long() for which in ("seen", "asked")] for kind in (0, 1)
+    ]
+    monkeypatch.setattr(VJEPA, "_mask", lambda self, kind, b, at: masks[kind])
+    clips = torch.from_numpy(np.random.RandomState(1000).randn(3, 3, 4, 32, 32)).transpose(1, 2)
+    loss = method.loss(replace(views(Case("vjepa")), crops=(clips[None],)), moment()).terms["l1"]
+    loss.backward()
+    close(loss, torch.from_numpy(gold["loss"]))
+
+    whole = 0
+    for part in ("encoder", "predictor"):
+        for name, length in zip(gold[f"{part}_names"], gold[f"{part}_gradient_norms"], strict=True):
+            if name == "mask_tokens.1":
+                assert length == 0
+                continue
+            grad = method.get_parameter(our_name(part, name)).grad
+            assert grad is not None and length > 1e-4
+            grad = grad.sum(0) if name == "mask_tokens.0" else grad
+            torch.testing.assert_close(grad.norm().item(), float(length), rtol=1e-9, atol=0)
+            if f"grad.{part}.{name}" in gold:
+                theirs = torch.from_numpy(gold[f"grad.{part}.{name}"])
+                torch.testing.assert_close(grad.view_as(theirs), theirs, rtol=1e-9, atol=1e-12)
+                whole += 1
+    assert whole == 9
+
+
+def test_all_kinds_of_masks_share_one_teacher_pass(monkeypatch: pytest.MonkeyPatch):
+    case = Case("vjepa")
+    method = case.build()
+    assert isinstance(method, VJEPA) and len(method.cfg.n_blocks) == 2
+    passes = {"teacher": 0, "student": 0}
+
+    def count(name: str, network: nn.Module) -> None:
+        network.register_forward_pre_hook(lambda *_: passes.update({name: passes[name] + 1}))
+
+    count("teacher", method.teacher.module)
+    count("student", method.backbone)
+    method.loss(views(case), moment())
+    assert passes == {"teacher": 1, "student": 2}
+
+
 def test_loss_written_out():
     """The mean over kinds of masks of the absolute error, against the whole clip's tokens of the teacher."""
     case = Case("vjepa")
@@ -130,6 +212,62 @@ def test_masks_are_distributed_as_the_official_ones():
             counts = np.array([mask[part].shape[1] for mask in masks])
             assert ks(counts, gold[f"{name}_n_{which}"].numpy()) < 0.115, which  # the 0.1 % quantile
         assert all(len(torch.cat(mask, dim=1).unique()) == 1568 for mask in masks[:50])
+
+
+def at_14x14(n_blocks: tuple[int, ...], scales: tuple[float, ...]) -> VJEPA:
+    """Masks of 16 frames of 224 px, a grid of 8 x 14 x 14, of which one place or more is seen, as officially."""
+    return VJEPA(
+        Config(
+            encoder=VideoViT(width=12, depth=1, heads=1, position="rope"),
+            views=OneView(CROP, frames=16),
+            n_blocks=n_blocks,
+            block_scale=scales,
+            least_seen=0.004,
+            predictor_width=12,
+            predictor_depth=1,
+            predictor_heads=1,
+        )
+    )
+
+
+def hidden_places(method: VJEPA, kind: int, n: int) -> Tensor:
+    """Which places of the grid n masks of one clip hide, "n 14 14"."""
+    hidden = torch.zeros(n, 196, dtype=torch.bool)
+    for i in range(n):
+        asked = method._mask(kind, 1, at_seed(i))[1][0]
+        hidden[i, asked[asked < 196]] = True  # of the first time; the others are alike
+    return hidden.unflatten(1, (14, 14))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(0, "short_8x0.15"), (1, "long_2x0.7")])
+def test_masks_hide_each_place_as_often_as_the_official_ones(kind: int, name: str):
+    gold, n = arrays("vjepa_masks.npz"), 2000
+    hidden = hidden_places(at_14x14((8, 2), (0.15, 0.7)), kind, n)
+    # Where blocks cover all, the official code draws again and ours shows one place.
+    hidden = hidden[hidden.sum((1, 2)) < 195]
+    assert len(hidden) > 0.96 * n
+    ours = hidden.double().mean(0)
+    theirs = gold[f"{name}_hidden_count"] / n
+    error = (theirs * (1 - theirs) * 2 / n).sqrt()
+    assert ((ours - theirs).abs() <= 4.5 * error).all()
+    # Small against what the places differ by, so that even chances would not pass.
+    assert theirs.max() - theirs.min() > 20 * error.max()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(0, "short_8x0.15"), (1, "long_2x0.7")])
+def test_blocks_have_the_official_shapes_as_often(kind: int, name: str):
+    gold, n = arrays("vjepa_masks.npz"), 2000
+    hidden = hidden_places(at_14x14((1, 1), (0.15, 0.7)), kind, n)
+    heights, widths = hidden.any(2).sum(1), hidden.any(1).sum(1)
+    assert torch.equal(heights * widths, hidden.sum((1, 2)))  # each a whole rectangle
+    theirs = dict(
+        zip(map(tuple, gold[f"{name}_block_hw"].tolist()), gold[f"{name}_block_count"], strict=True)
+    )
+    assert sum(theirs.values()) == n
+    ours = Counter(zip(heights.tolist(), widths.tolist(), strict=True))
+    for shape in theirs.keys() | ours.keys():
+        a, b = ours[shape] / n, int(theirs.get(shape, 0)) / n
+        assert abs(a - b) <= 4.5 * ((a + b) / n) ** 0.5, shape
 
 
 def test_all_clips_see_and_predict_equally_many_places_at_all_times():

@@ -48,3 +48,11 @@ class Predictor(nn.Module):
         for block in self.blocks:
             x = block(x, rotary)
         return self.project(self.norm(x[:, -q:])).unflatten(0, (-1, k))
+
+    def at_rotary(
+        self, context: Float[Tensor, "b m d"], rotary: Rotary, *, kind: int = 0
+    ) -> Float[Tensor, "b q d"]:
+        """Predict one set of q tokens where places are rotary alone: those of the context, then of what is asked."""
+        b, m = context.shape[:2]
+        nowhere = context.new_zeros(()).expand(b, 1, rotary.sin.shape[-2] - m, len(self.norm.weight))
+        return self(context, nowhere[:, 0, :1].expand(-1, m, -1), nowhere, rotary=rotary, kind=kind)[:, 0]

@@ -52,7 +52,8 @@ SMALL = replace(COLOUR, size=32, jitter=0.0)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     tokenizer: str = "runs/vqkd-paper"
-    """folder of a finished run of vqkd, or of another tokenizer"""
+    """folder of a finished run of a tokenizer: `visrep pretrain vqkd:small32 --data FOLDER --method.teacher RUN --out
+    runs/vqkd-small32`, with RUN of an encoder, such as dino's"""
     encoder: ViTLike = ViT(width=768, heads=12, mask_token=True, layer_scale=0.1, drop_path=0.1)
     views: OneView = OneView(COLOUR)
     mask_ratio: float = 0.383

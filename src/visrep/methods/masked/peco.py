@@ -45,7 +45,8 @@ PLAIN = View(scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     tokenizer: str = "runs/peco_tokenizer-paper"
-    """folder of a finished run of peco_tokenizer"""
+    """folder of a finished run of a tokenizer: `visrep pretrain peco_tokenizer:small32 --data FOLDER --method.eye RUN
+    --out runs/peco_tokenizer-small32`, with RUN of an encoder, such as dino's"""
     encoder: ViTLike = ViT(width=768, heads=12, mask_token=True, layer_scale=0.1, drop_path=0.1)
     views: OneView = OneView(PLAIN)
     mask_ratio: float = 0.383

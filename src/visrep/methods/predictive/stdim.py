@@ -136,6 +136,18 @@ def small32() -> Run[Config]:
     )
 
 
+def davis64() -> Run[Config]:
+    """64 px, for a few long videos, as the folders of frames of DAVIS. Judge it by ``propagation``.
+
+    Give the data as ``--data JPEGImages:frames=6,stride=2,clips=20``: 20 clips a video, of whose 6 frames 2 are seen.
+    """
+    run = small32()
+    view = replace(run.method.views.view, size=64)
+    return replace(
+        run, method=replace(run.method, views=OneView(view, frames=2)), epochs=40, batch=32, monitor_epochs=20
+    )
+
+
 def paper() -> Run[Config]:
     """Atari, 100,000 frames of random play, 100 epochs, batch 64. Unverified: not run here.
 

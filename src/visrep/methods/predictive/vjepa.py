@@ -8,10 +8,13 @@ norm without parameters, over the width. Blocks reach through all times: of one 
 other two long ones, and each hides their union. Bardes et al. 2024, arXiv:2404.08471, in the form of V-JEPA 2, with
 rotary positions: Assran et al. 2025, arXiv:2506.09985.
 
-Verified against: transformers' VJEPA2Model, encoder, predictor and targets, 1e-9; how many patches 400 of our masks
-of each kind show and hide, against 1000 official ones, in distribution.
-Deviations: contexts and targets are cut to one length at random, not at the end; what is seen is never less than
-``least_seen``, instead of drawing again when it is nothing; mask tokens start small, not at 0.
+Verified against: transformers' VJEPA2Model, encoder, predictor and targets, and the loss and all gradients of the
+official train step of V-JEPA 2, 1e-9; 2000 official masks of each kind: how many patches they show and hide, how often
+each place is hidden, and the shapes of blocks, in distribution.
+Deviations: the predictor is rotary, where V-JEPA's has sines; each kind of mask has its token, as in V-JEPA (one for
+all in V-JEPA 2's code); contexts and targets are cut to one length at random, not at the end; what is seen is never
+less than ``least_seen``, instead of drawing again when it is nothing; mask tokens start small, not at 0. ``paper`` is
+V-JEPA 2's first phase, without the cooldown on longer clips, 12,000 steps as the rate falls along a line.
 """
 
 from __future__ import annotations
@@ -81,13 +84,8 @@ class VJEPA(Method):
         self.grid = clip_grid(cfg.views.frames, cfg.views.size, cfg.views.size, e.tubelet, e.patch)
         self._check()
         self.backbone = e.build()
-        self.predictor = Predictor(
-            e.width,
-            width=cfg.predictor_width,
-            depth=cfg.predictor_depth,
-            heads=cfg.predictor_heads,
-            kinds=len(cfg.n_blocks),
-        )
+        width, depth, heads = cfg.predictor_width, cfg.predictor_depth, cfg.predictor_heads
+        self.predictor = Predictor(e.width, width=width, depth=depth, heads=heads, kinds=len(cfg.n_blocks))
         if cfg.loud:
             self.apply(xavier)
         self.teacher = Teacher(self.backbone)
@@ -111,9 +109,7 @@ class VJEPA(Method):
 
     def loss(self, batch: Batch, at: At) -> Losses:
         clips = batch.crops[0][0]
-        h = blended(
-            self.teacher.module, clips, self.cfg.target_layers
-        )  # b n d: one pass for all kinds of masks
+        h = blended(self.teacher.module, clips, self.cfg.target_layers)  # b n d: one pass for all masks
         errors, unexplained, seen = [], [], []
         for kind in range(len(self.cfg.n_blocks)):
             keep, asked = self._mask(kind, len(clips), at)
@@ -152,8 +148,7 @@ class VJEPA(Method):
             keep, asked = self._mask(kind, b, at)
             like = F.cosine_similarity(self._predict(clips, keep, asked, kind), targets(h, asked), dim=-1)
             empty = torch.zeros_like(h[:, :, 0])
-            maps = (empty.scatter(1, keep, 1.0), empty.scatter(1, asked, like.clamp(0, 1)))
-            for values in maps:
+            for values in (empty.scatter(1, keep, 1.0), empty.scatter(1, asked, like.clamp(0, 1))):
                 middle = values.unflatten(1, self.grid)[:, self.grid[0] // 2].unsqueeze(1)
                 columns.append(F.interpolate(middle, frame.shape[-2:]).expand_as(frame))
             columns[-2] = columns[-2] * frame
@@ -167,15 +162,8 @@ class VJEPA(Method):
         channels = self.cfg.predictor_width // self.cfg.predictor_heads
         dtype = torch.promote_types(context.dtype, torch.float32)
         rotary = rotary_3d(self.grid, channels, device=context.device, dtype=dtype)
-        nowhere = context.new_zeros(()).expand(len(asked), 1, asked.shape[1], self.cfg.predictor_width)
-        predicted = self.predictor(
-            context,
-            nowhere[:, 0, :1].expand(-1, keep.shape[1], -1),
-            nowhere,
-            rotary=rotary.keep(torch.cat([keep, asked], dim=1)),
-            kind=kind,
-        )
-        return widen(predicted[:, 0])
+        places = rotary.keep(torch.cat([keep, asked], dim=1))
+        return widen(self.predictor.at_rotary(context, places, kind=kind))
 
     def _mask(self, kind: int, b: int, at: At) -> tuple[Int[Tensor, "b m"], Int[Tensor, "b q"]]:
         """Patches that are seen and those that are asked for. Blocks' size is that of the step, places each clip's."""
@@ -187,9 +175,9 @@ class VJEPA(Method):
         noise = at.rand(b, n)
         hidden = torch.zeros_like(noise, dtype=torch.bool).scatter(1, blocks.flatten(1), True)
         seen = cut_to_fewest(noise, ~hidden, least=max(1, round(self.cfg.least_seen * n)))
-        asked = cut_to_fewest(noise, hidden & ~seen, least=1)
-        keep, places = (mask.nonzero()[:, 1].unflatten(0, (b, -1)) for mask in (seen, asked))
-        return through_time(keep, n, times), through_time(places, n, times)
+        chosen = (seen, cut_to_fewest(noise, hidden & ~seen, least=1))
+        keep, asked = (through_time(x.nonzero()[:, 1].unflatten(0, (b, -1)), n, times) for x in chosen)
+        return keep, asked
 
 
 def tiny() -> Run[Config]:
@@ -238,11 +226,22 @@ def small32() -> Run[Config]:
     )
 
 
+def davis64() -> Run[Config]:
+    """64 px, for a few long videos, as the folders of frames of DAVIS.
+
+    Give the data as ``--data JPEGImages:frames=12,stride=1,clips=20``: 20 clips a video, of whose 12 frames 8 are seen.
+    """
+    run = small32()
+    encoder = replace(run.method.encoder, image=64, patch=8)
+    method = replace(run.method, encoder=encoder, views=OneView(replace(CROP, size=64), frames=8))
+    return replace(run, method=replace(method, teacher_decay=Ramp(0.98, 1.0, epochs=40)), epochs=40, batch=32)
+
+
 def paper() -> Run[Config]:
     """V-JEPA 2's ViT-L, clips of 16 frames at 4 a second, 256 px, 90,000 steps. Unverified: not run here."""
     encoder = VideoViT(image=256, width=1024, depth=24, heads=16, position="rope")
     views = OneView(replace(CROP, size=256), frames=16)
-    rate = Warmup(epochs=12, then=Constant(5.25e-4))
+    rate = Warmup(epochs=12, then=Constant(5.25e-4), start=1e-4)
     return Run(method=Config(encoder=encoder, views=views), optim=_adamw(lr=rate), epochs=90, batch=3072)
 
 

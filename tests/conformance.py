@@ -187,8 +187,17 @@ def check_losses(case: Case) -> None:
         assert isinstance(tokens, Tokens)
         assert tokens.pool().shape == (len(batch), method.encoder.width)
     for name, picture in method.pictures(batch, moment()).items():
-        assert picture.ndim == 5, f"picture {name!r} is not rows columns c h w: {tuple(picture.shape)}"
+        assert picture.ndim in (5, 6), (
+            f"picture {name!r} is not rows columns (t) c h w: {tuple(picture.shape)}"
+        )
+        assert picture.shape[-3] == 3, f"picture {name!r} is not in colour: {tuple(picture.shape)}"
         assert 0 <= picture.min() and picture.max() <= 1, f"picture {name!r} leaves [0, 1]"
+        caption = method.captions.get(name, "")
+        named = caption.partition(".")[0].removeprefix("Columns").count(";") + 1
+        assert caption.startswith("Columns") and 1 < named <= picture.shape[1], (
+            f"picture {name!r} has {picture.shape[1]} columns: say in `captions` what each shows, "
+            f"'Columns: the image; ...'. Found {caption!r}"
+        )
 
 
 def check_loss_is_pure(case: Case) -> None:

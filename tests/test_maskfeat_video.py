@@ -118,11 +118,11 @@ def test_units_hide_whole_squares_of_patches() -> None:
 def test_pictures_show_hidden_patches_as_predicted() -> None:
     method, batch = CASE.build(), views(CASE)
     assert isinstance(method, MaskFeatVideo)
-    rows = method.pictures(batch, moment())["histograms"]
-    assert rows.shape == (12, 2, 3, 128, 128)
+    picture = method.pictures(batch, moment())["histograms"]
+    assert picture.shape == (3, 4, 2, 3, 128, 128)
     mask = method._mask(3, moment()).view(3, 2, 1, 4, 4)
     hidden = mask.repeat_interleave(32, 3).repeat_interleave(32, 4)
-    _, seen, true, mixed = rows.unflatten(0, (3, 4)).unbind(1)
+    _, seen, true, mixed = picture.unbind(1)
     assert (seen.masked_select(hidden) == 0.5).all()
     assert torch.equal(true.masked_select(~hidden), mixed.masked_select(~hidden))
     assert not torch.equal(true.masked_select(hidden), mixed.masked_select(hidden))

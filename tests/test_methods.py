@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conformance import CHECKS, Case, Outcome, check_ranks, on_two_ranks
-from visrep.methods import method_files
+from visrep.methods import DEFAULTS, method_files, preset
 
 NAMES = tuple(method_files())
 
@@ -120,6 +120,23 @@ def toy(folder: Path, old: str = "", new: str = "") -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_method(name: str, check: str) -> None:
     CHECKS[check](Case(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_preset_is_never_tiny(name: str) -> None:
+    _, chosen, run = preset(name)
+    assert chosen in DEFAULTS and run == preset(f"{name}:{chosen}")[2] != preset(f"{name}:tiny")[2]
+
+
+def test_default_preset_of_a_users_file(tmp_path: Path) -> None:
+    """Its first besides tiny, whatever it is called; tiny where there is no other."""
+    assert preset(toy(tmp_path))[1] == "tiny"
+    other = "def photos() -> Run[Config]:\n    return tiny()\n\n\ndef tiny() -> Run[Config]:"
+    (tmp_path / "below").mkdir()
+    assert preset(toy(tmp_path, "def tiny() -> Run[Config]:", other))[1] == "photos"
+    file = Path(toy(tmp_path / "below"))
+    file.write_text(file.read_text() + "\n\ndef photos() -> Run[Config]:\n    return tiny()\n")
+    assert preset(str(file))[1] == "photos"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from visrep.analysis.figures import Line, Mark, curves, intervals, spectrum_plot
-from visrep.analysis.pictures import heat, image_map, token_colours
+from visrep.analysis.pictures import clip_uri, heat, image_map, token_colours
 from visrep.analysis.report import ORDER, report
 from visrep.encoders import ResNet, ViT, save_encoder
 from visrep.method import Encoder, Preprocessing
@@ -190,7 +193,42 @@ def test_missing_data_leaves_the_rest_of_the_report(tmp_path: Path) -> None:
     for name in ("map", "nearest-neighbours", "spectrum", "attention", "patch-tokens"):
         assert "Not available" in page.text[name] and "moved" in page.text[name]
     assert "+39.4" in page.text["probes"]
-    assert sum("picture" in text for text in page.images) == 3 * 5 + 3 * 3
+    assert sum("column" in text for text in page.images) == 3 * 5 + 3 * 3
+
+
+def test_clips_play_and_stand_still_below_their_caption(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", None, data="playground-video")
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 40, 40, 3), dtype=np.uint8)
+    captions = [("found <places>", "Columns: one; two & three; four.")]
+    arrays = {"found <places>": clips, "views": clips[:, :, 0]}
+    np.savez_compressed(run / "pictures.npz", captions=np.array(captions), **arrays)
+    file = report(run)
+    page = Page(file)
+    said = page.text["pictures-by-the-method"]
+    assert "Found <places>" in said and "Columns: one; two & three; four." in said
+    assert "Columns" not in page.text["sample-views"]  # of earlier versions, without captions
+    drawn = [text for text in page.images if text.startswith("column")]
+    assert drawn.count("column 3, frame 4") == 2 and len(drawn) == 6 + 6 * 4 + 6
+    body = file.read_text().partition('id="pictures-by-the-method"')[2].partition("</section>")[0]
+    uris = re.findall(r'src="data:image/png;base64,([^"]+)"', body)
+    moving = [image for image in map(opened, uris) if image.info.get("loop") == 0]
+    assert len(moving) == 6 and len(uris) == 6 * 5
+    for image, clip in zip(moving, clips.reshape(-1, 4, 40, 40, 3), strict=True):
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+        assert np.array_equal(frames, clip)
+    assert np.array_equal(opened(uris[6 + 5]), clips[0, 1, 1])  # stills: by row, column, frame
+
+
+def test_larger_clips_are_webp() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    head, _, body = clip_uri(frames).partition(",")
+    image = opened(body)
+    assert head == "data:image/webp;base64" and image.info["loop"] == 0
+    assert [frame.size for frame in ImageSequence.Iterator(image)] == [(64, 64)] * 3
+
+
+def opened(base64_text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(base64_text)))
 
 
 def test_a_run_that_just_began(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_encoder_is_one_of_images(tmp_path: Path) -> None:
         with np.load(visrep.embed(run, data, tmp_path / "vectors.npz")) as embedded:
             assert embedded["vector"].shape == shape
     with np.load(run / "pictures.npz") as pictures:
-        assert pictures["views"].shape == (8, 4 + 2, 32, 32, 3)
+        assert pictures["views"].shape == (8, 2, 4, 32, 32, 3)
         assert pictures["found places"].shape == (8, 4, 32, 32, 3)
     assert "Found places" in visrep.report(run).read_text()
 

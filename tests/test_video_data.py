@@ -30,7 +30,8 @@ from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import evaluate
 from visrep.evaluation.sides import labelled_sides
 from visrep.method import At, Canvases, Preprocessing
-from visrep.views import OneView, TwoViews, View, center, draw
+from visrep.monitor import _beside, _views_caption
+from visrep.views import MultiCrop, OneView, TwoViews, View, center, draw
 
 av = pytest.importorskip("av")
 PLAIN = View(size=16, scale=(0.3, 1.0), jitter=0.0, gray=0.0, blur=0.0)
@@ -417,8 +418,16 @@ def test_a_run_from_end_to_end(tmp_path: Path):
     data = "playground-video:n=96,size=32,frames=6"
     run = visrep.pretrain("videomae:tiny", data, str(tmp_path / "run"))
     with np.load(run / "pictures.npz") as pictures:
-        assert pictures["views"].shape == (8, 6 + 4, 32, 32, 3)
-        assert pictures["reconstructions"].shape == (9, 4, 32, 32, 3)
+        views = pictures["views"]
+        assert views.shape == (8, 2, 6, 32, 32, 3) and pictures["reconstructions"].shape == (
+            3,
+            3,
+            4,
+            32,
+            32,
+            3,
+        )
+        assert (views[:, 1, 3:] == views[:, 1, 3:4]).all() and (views[:, 1, 3] != views[:, 1, 2]).any()
     evaluation = visrep.evaluate(run, data, protocols=("knn", "linear", "attentive"))
     judged = {(result.encoder, result.protocol) for result in evaluation.results}
     assert {kind for kind, _ in judged} == {"trained", "untrained", "pixels"}
@@ -438,6 +447,27 @@ def test_an_encoder_of_images_is_judged_on_clips():
     efforts = {"images": Effort("run", "stdim", "tiny", source.name, 16, 3, 1.0, 48, 1.0, "healthy", "")}
     comparison = compare_without_labels({"images": encoder}, efforts, source)
     assert [entry.scores["images"] for entry in comparison.entries] == [48, 48]
+
+
+def test_sample_views_stand_beside_the_whole_clip():
+    """The last frame of shorter views stays; images keep one column each, small views are enlarged."""
+    canvases, plain = some_clips(size=16), replace(PLAIN, size=16)
+    recipe = TwoViews(plain, plain, frames=3)
+    batch = draw(recipe, canvases, at())
+    drawn = _beside(canvases.pixels, batch, recipe.preprocessing)
+    assert drawn.shape == (6, 3, 5, 3, 16, 16)
+    torch.testing.assert_close(drawn[:, 0], canvases.pixels / 255)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (plain.mean, plain.std))
+    views = (batch.crops[0] * std + mean).transpose(0, 1)[:, :, [0, 1, 2, 2, 2]]
+    torch.testing.assert_close(drawn[:, 1:], views)
+    assert "2 of 16 x 16 pixels and 3 frames" in _views_caption(batch)
+    crops = MultiCrop(plain, plain, replace(plain, size=8), n_local=3)
+    still = replace(canvases, pixels=canvases.pixels[:, 0])
+    batch = draw(crops, still, at())
+    drawn = _beside(still.pixels, batch, crops.preprocessing)
+    assert drawn.shape == (6, 6, 3, 16, 16)
+    assert torch.equal(drawn[:, 3:, :, ::2, ::2], drawn[:, 3:, :, 1::2, 1::2])
+    assert "2 of 16 x 16 pixels, 3 of 8 x 8 pixels." in _views_caption(batch)
 
 
 def test_a_preset_brings_its_own_data(tmp_path: Path):

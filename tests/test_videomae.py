@@ -186,8 +186,8 @@ def test_pictures_show_the_clip_and_its_visible_places():
     case = Case("videomae")
     batch = views(case)
     picture = case.build().pictures(batch, moment())["reconstructions"]
-    assert picture.shape == (9, 4, 3, 32, 32)
-    shown, seen, filled = picture[0], picture[1], picture[2]
+    assert picture.shape == (3, 3, 4, 3, 32, 32)
+    shown, seen, filled = picture[0]
     view = tiny().method.views.view
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (view.mean, view.std))
     torch.testing.assert_close(shown, batch.crops[0][0][0] * std + mean, atol=1e-5, rtol=0)

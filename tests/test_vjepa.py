@@ -305,7 +305,32 @@ def test_wrong_settings(settings: dict[str, tuple[float, ...] | float], message:
         VJEPA(replace(tiny().method, **settings))  # pyright: ignore[reportArgumentType]
 
 
-def test_pictures():
-    case = Case("vjepa")
-    pictures = case.build().pictures(views(case), moment())
-    assert pictures["predicted blocks"].shape == (16, 5, 3, 32, 32)
+def test_pictures_show_what_is_seen_and_what_is_asked_for_at_all_times():
+    case, batch = Case("vjepa"), views(Case("vjepa"))
+    method = case.build()
+    assert isinstance(method, VJEPA)
+    picture = method.pictures(batch, moment())["predicted blocks"]
+    assert picture.shape == (3, 5, 4, 3, 32, 32)
+    view = tiny().method.views.view
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (view.mean, view.std))
+    shown = (batch.crops[0][0] * std + mean).clamp(0, 1)
+    torch.testing.assert_close(picture[:, 0], shown[:3], atol=1e-6, rtol=0)
+    at, h = moment(), method.teacher(batch.crops[0][0]).patches
+    for kind in range(2):
+        keep, asked = method._mask(kind, 16, at)
+        y, z = targets(h, asked), method._predict(batch.crops[0][0], keep, asked, kind)
+        like = (y * z).sum(-1) / (y.norm(dim=-1) * z.norm(dim=-1))
+        for clip in range(3):
+            seen, alike = torch.zeros(2, 32, 32), torch.zeros(2, 32, 32)  # a patch reaches over two frames
+            for places, values, drawn in ((keep, torch.ones(keep.shape), seen), (asked, like, alike)):
+                for place, value in zip(places[clip].tolist(), values[clip].tolist(), strict=True):
+                    time, row, column = place // 16, place % 16 // 4 * 8, place % 4 * 8
+                    drawn[time, row : row + 8, column : column + 8] = max(0, value)
+            frames = torch.tensor([0, 0, 1, 1])
+            expected = (
+                shown[clip] * seen[frames].unsqueeze(1),
+                alike[frames].unsqueeze(1).expand(-1, 3, -1, -1),
+            )
+            for column, wanted in enumerate(expected):
+                found = picture[clip, 1 + 2 * kind + column]
+                torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

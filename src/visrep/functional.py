@@ -34,6 +34,17 @@ def unpatchify(
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch, columns * patch)
 
 
+REPAINTED = (
+    "Columns: the image; the patches that the encoder sees; these, with predictions in place of hidden ones."
+)
+"""what `repainted` draws"""
+CONTRAST = (
+    " Where pixels are normalised patch by patch (norm_pixels), a prediction is drawn with its patch's true mean and "
+    "contrast, which the model is not asked for."
+)
+"""what else to say of it for methods with ``norm_pixels``"""
+
+
 def repainted(
     images: Float[Tensor, "b c h w"],
     prediction: Float[Tensor, "b n q"],

@@ -210,6 +210,8 @@ class Method(nn.Module, ABC):
 
     needs_labels: ClassVar[bool] = False
     """True only for supervised methods: all others never see a label"""
+    captions: ClassVar[Mapping[str, str]] = {}
+    """what the columns of each of its `pictures` show, for readers of the report"""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__()
@@ -238,5 +240,8 @@ class Method(nn.Module, ABC):
         return {"main": [p for p in self.parameters() if p.requires_grad]}
 
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Images for the report, name to "rows columns c h w" in [0, 1]: reconstructions and the like."""
+        """Reconstructions and the like for the report: name to "rows columns c h w", of clips "rows columns t c h w".
+
+        Values lie in [0, 1]. Each name has a caption in `captions`.
+        """
         return {}

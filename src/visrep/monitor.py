@@ -21,7 +21,7 @@ from visrep.data.split import numbered_alike
 from visrep.encoders import applied_to
 from visrep.evaluation.features import Features, count_bad, evaluation_mode, extract
 from visrep.evaluation.knn import knn
-from visrep.method import At, Method
+from visrep.method import At, Batch, Method, Preprocessing
 from visrep.rundir import RunFolder
 from visrep.views import draw
 
@@ -124,23 +124,15 @@ class Monitor:
         canvases = self.canvases.get(self.canvases.usable[:8]).to(self.fabric.device)
         alone = replace(at, rank=0, world=1)
         batch = draw(self.run.method.views, canvases, alone)
-        side = batch.crops[0].shape[-1]
-        b, whole = len(canvases), canvases.pixels.float() / 255
-        shown = torch.nn.functional.interpolate(whole.flatten(0, -4), (side, side), mode="area")
-        columns = [shown.unflatten(0, (b, -1))]  # one column an image or frame
-        preprocessing = self.run.method.views.preprocessing
-        mean = torch.tensor(preprocessing.mean, device=self.fabric.device)[:, None, None]
-        std = torch.tensor(preprocessing.std, device=self.fabric.device)[:, None, None]
-        for crops in batch.crops:
-            rows = (crops * std + mean).transpose(0, 1)  # b v ... c h w
-            shown = torch.nn.functional.interpolate(rows.flatten(0, -4), (side, side))
-            columns.append(shown.unflatten(0, (b, -1)))
-        pictures = {"views": torch.cat(columns, dim=1)}
+        pictures = {"views": _beside(canvases.pixels, batch, self.run.method.views.preprocessing)}
         # One rank draws: a BatchNorm that is still training would wait for the others.
         with torch.no_grad(), evaluation_mode(method):
             pictures |= method.pictures(batch.without_labels(), alone)
         arrays = {name: _to_uint8(picture) for name, picture in pictures.items()}
-        np.savez_compressed(self.folder.path / "pictures.npz", allow_pickle=False, **arrays)
+        captions = np.array([*method.captions.items(), ("views", _views_caption(batch))])
+        np.savez_compressed(
+            self.folder.path / "pictures.npz", allow_pickle=False, captions=captions, **arrays
+        )
 
     def _extract(self, method: Method, canvases: CanvasSet, indices: np.ndarray) -> Features:
         encoder = applied_to(method.encoder, canvases.source.frames)
@@ -163,6 +155,41 @@ class Monitor:
         return torch.stack([z1.float(), z2.float()], dim=1)
 
 
+def _beside(whole: Tensor, batch: Batch, preprocessing: Preprocessing) -> Tensor:
+    """Images "b c s s" or clips "b t c s s" of bytes and their views, in columns: "b 1+v (t) c h w" in [0, 1].
+
+    All have the size of the largest view. Where views are shorter than the clips, their last frame stays.
+    """
+    side = batch.crops[0].shape[-1]
+    mean, std = (
+        whole.new_tensor(x, dtype=torch.float32)[:, None, None]
+        for x in (preprocessing.mean, preprocessing.std)
+    )
+    groups = [(crops * std + mean).transpose(0, 1) for crops in batch.crops]  # b v (t) c h w
+    columns = [
+        _resized(whole[:, None].float() / 255, side, "area"),
+        *(_resized(x, side, "nearest") for x in groups),
+    ]
+    if whole.ndim == 5:
+        t = whole.shape[1]
+        columns = [x[:, :, torch.arange(t).clamp(max=x.shape[2] - 1)] for x in columns]
+    return torch.cat(columns, dim=1)
+
+
+def _resized(pictures: Tensor, side: int, how: str) -> Tensor:
+    lead = pictures.shape[:-3]
+    return torch.nn.functional.interpolate(pictures.flatten(0, -4), (side, side), mode=how).unflatten(0, lead)
+
+
+def _views_caption(batch: Batch) -> str:
+    """What the columns of the sample views show."""
+    views = [f"{len(x)} of {x.shape[-1]} x {x.shape[-1]} pixels" for x in batch.crops]
+    if batch.crops[0].ndim == 5:
+        return f"Columns: the whole image; its views, {', '.join(views)}."
+    frames = batch.crops[0].shape[2]
+    return f"Columns: the whole clip; its views, {', '.join(views)} and {frames} frames, of which the last stays shown."
+
+
 def _to_uint8(pictures: Tensor) -> np.ndarray:
-    """ "rows columns c h w" in [0, 1] to uint8 "rows columns h w c"."""
-    return (pictures.clamp(0, 1) * 255).round().byte().movedim(2, -1).cpu().numpy()
+    """ "rows columns (t) c h w" in [0, 1] to uint8 "rows columns (t) h w c"."""
+    return (pictures.clamp(0, 1) * 255).round().byte().movedim(-3, -1).cpu().numpy()

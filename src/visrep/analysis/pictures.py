@@ -24,6 +24,18 @@ def data_uri(image: UInt8[np.ndarray, "h w c"]) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
+def clip_uri(frames: UInt8[np.ndarray, "t h w 3"]) -> str:
+    """A clip that plays again and again, eight frames a second, inside a URI: PNG or WebP as for images."""
+    out = io.BytesIO()
+    first, *others = map(Image.fromarray, frames)
+    lasts = [125] * len(others) + [
+        500
+    ]  # milliseconds; the end shows for longer, so that it is not taken for motion
+    kind = "png" if max(frames.shape[1:3]) <= 48 else "webp"
+    first.save(out, kind, save_all=True, append_images=others, duration=lasts, loop=0, quality=80)
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
 def heat(
     image: UInt8[np.ndarray, "h w 3"], values: Float[np.ndarray, "rows columns"]
 ) -> UInt8[np.ndarray, "h w 3"]:

@@ -24,13 +24,15 @@ class RunRecord:
     evaluation: dict[str, Any]
     """evaluation.json"""
     pictures: dict[str, np.ndarray]
-    """pictures.npz: uint8 "rows columns h w 3" by name"""
+    """pictures.npz: uint8 "rows columns h w 3", of clips "rows columns t h w 3", by name"""
     unreadable: list[tuple[str, str]]
     """(path, reason) of images that could not be decoded"""
     diagnostics: dict[str, Any] = field(default_factory=dict)
     """diagnostics.json"""
     retention: list[dict[str, Any]] = field(default_factory=list)
     """"retention" records of metrics.jsonl, oldest first"""
+    captions: dict[str, str] = field(default_factory=dict)
+    """pictures.npz: what the columns of a picture show, by its name"""
 
     @property
     def from_fresh_weights(self) -> dict[str, Any]:
@@ -49,16 +51,19 @@ def read_run(path: Path) -> RunRecord:
         )
     lines = _metrics(path / "metrics.jsonl")
     evaluation, diagnostics = path / "evaluation.json", path / "diagnostics.json"
+    pictures = _pictures(path / "pictures.npz")
+    captions = pictures.pop("captions", np.empty((0, 2), dtype=str))  # runs of earlier versions have none
     return RunRecord(
         path=path,
         about=json.loads((path / "run.json").read_text()),
         steps=[line for line in lines if line["kind"] == "step"],
         epochs=[line for line in lines if line["kind"] == "epoch"],
         evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else {},
-        pictures=_pictures(path / "pictures.npz"),
+        pictures=pictures,
         unreadable=_unreadable(path / "unreadable.txt"),
         diagnostics=json.loads(diagnostics.read_text()) if diagnostics.is_file() else {},
         retention=[line for line in lines if line["kind"] == "retention"],
+        captions=dict(captions.tolist()),
     )
 
 

@@ -50,13 +50,13 @@ FROM_RECORD: tuple[tuple[str, str, Callable[[RunRecord], str]], ...] = (
     ),
     (
         "Sample views",
-        "What the model was shown, one image a row: the whole image, then its crops as they went into the "
+        "What the model was shown, one image or clip a row: the whole of it, then its crops as they went into the "
         "network; you should still recognise the object in most of them.",
         images_of.view_section,
     ),
     (
         "Pictures by the method",
-        "What the method draws; for a masked method the image, what was left of it, and the model's guess.",
+        "What the method draws, a row for each image or clip; what the columns are stands above them.",
         images_of.picture_section,
     ),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
 import numpy as np
@@ -9,8 +10,8 @@ from jaxtyping import UInt8
 
 from visrep.analysis.figures import COLOURS, scatter, spectrum_plot
 from visrep.analysis.gallery import Gallery, Inapplicable, Missing
-from visrep.analysis.page import figure, grid, image, note, sheet, strip
-from visrep.analysis.pictures import data_uri, fit, heat, image_map, token_colours
+from visrep.analysis.page import figure, folded, grid, image, note, sheet, strip
+from visrep.analysis.pictures import clip_uri, data_uri, fit, heat, image_map, token_colours
 from visrep.analysis.record import RunRecord
 from visrep.analysis.spectra import participation_ratio, rankme, sample_caution, spectrum
 from visrep.encoders import ViTLike
@@ -108,33 +109,51 @@ def view_section(record: RunRecord) -> str:
     """What the method was shown during training."""
     if "views" not in record.pictures:
         raise Missing("No sample views are stored; they are written at the end of a run.")
-    return _sheet(record.pictures["views"])
+    return _drawn(record, "views")
 
 
 def picture_section(record: RunRecord) -> str:
     """What the method itself draws: reconstructions and the like."""
     if not record.pictures:
         raise Missing("No pictures are stored yet; they are written at the end of a run.")
-    drawn = {name: pictures for name, pictures in record.pictures.items() if name != "views"}
+    drawn = [name for name in record.pictures if name != "views"]
     if not drawn:
         raise Inapplicable("this method draws no pictures of its own")
-    return "".join(
-        f"<h3>{escape(name.capitalize())}</h3>{_sheet(pictures)}" for name, pictures in drawn.items()
-    )
+    return "".join(f"<h3>{escape(name.capitalize())}</h3>{_drawn(record, name)}" for name in drawn)
 
 
-def _sheet(pictures: UInt8[np.ndarray, "rows columns h w 3"]) -> str:
-    strips = (
+def _drawn(record: RunRecord, name: str) -> str:
+    """Pictures below what their columns show; clips play, and below them all of their frames stand still."""
+    pictures, caption = record.pictures[name], record.captions.get(name, "")
+    said = note(caption) if caption else ""
+    if pictures.ndim == 5:
+        return said + _sheet(pictures, data_uri)
+    side = min(TILE, pictures.shape[-2])
+    small = np.stack([fit(frame, side) for frame in pictures.reshape(-1, *pictures.shape[3:])])
+    clips = small.reshape(*pictures.shape[:3], side, side, 3)
+    strips = [
+        strip(
+            [figure(image(data_uri(frame), f"column {i + 1}, frame {t + 1}")) for t, frame in enumerate(clip)]
+        )
+        for row in clips
+        for i, clip in enumerate(row)
+    ]
+    still = folded("Frame by frame, a strip for each column", grid(strips, kind="frames"))
+    return said + _sheet(clips, clip_uri) + still
+
+
+def _sheet(pictures: UInt8[np.ndarray, "rows columns *t h w 3"], uri: Callable[[np.ndarray], str]) -> str:
+    strips = [
         strip(
             [
-                figure(image(data_uri(picture), f"picture {i + 1}"), kind="" if i else "first")
+                figure(image(uri(picture), f"column {i + 1}"), kind="" if i else "first")
                 for i, picture in enumerate(row)
             ],
             kind="large",
         )
         for row in pictures
-    )
-    return sheet(list(strips), columns=pictures.shape[1])
+    ]
+    return sheet(strips, columns=pictures.shape[1])
 
 
 def attention_section(gallery: Gallery) -> str:

@@ -61,9 +61,10 @@ def pretrain(
 ) -> Path:
     """Train an encoder on images; returns the run folder.
 
-    ``method`` is a name, ``name:preset`` or the path of your own file; empty ``data``, and ``epochs`` and ``batch``
-    of 0, keep the preset's; ``overrides`` changes any other field: ``{"method.tau": 0.2}``. ``encoder`` is the name of
-    one with fresh weights, ``init`` of one to continue with: whatever `load_encoder` knows; see `visrep.config.Adapt`.
+    ``method`` is a name, ``name:preset`` or the path of your own file (see `visrep.methods.preset` for the default
+    preset); empty ``data``, and ``epochs`` and ``batch`` of 0, keep the preset's; ``overrides`` changes any other
+    field: ``{"method.tau": 0.2}``. ``encoder`` is the name of one with fresh weights, ``init`` of one to continue with:
+    whatever `load_encoder` knows; see `visrep.config.Adapt`.
     """
     from visrep.engine import start
     from visrep.methods import preset

@@ -16,6 +16,8 @@ from visrep.config import Run
 from visrep.method import Method
 
 FOLDER = Path(__file__).parent
+DEFAULTS = ("imagenette128", "small32")
+"""presets that a method's name alone stands for: the first of these that it has"""
 
 
 def method_files() -> dict[str, Path]:
@@ -106,10 +108,12 @@ def _returns_run(function: Callable[..., object]) -> bool:
     return (get_origin(annotation) or annotation) is Run
 
 
-def preset(name: str, default: str = "imagenette128") -> tuple[ModuleType, str, Run]:
+def preset(name: str) -> tuple[ModuleType, str, Run]:
     """``method`` or ``method:preset`` to its module, the preset's name and the run it describes.
 
-    Without a preset: ``default`` where the method has it, else the first in its file.
+    Without a preset: the first of `DEFAULTS` that the method has, else the first in its file besides ``tiny``, which
+    is for tests and taken only where there is no other.
+    Raises ValueError for a method or preset that there is not.
     """
     # A preset follows the last colon, but "C:\\me.py" has one too.
     method, _, wanted = name.rpartition(":") if ":" in name and not name.endswith(".py") else (name, "", "")
@@ -117,7 +121,8 @@ def preset(name: str, default: str = "imagenette128") -> tuple[ModuleType, str, 
     known = presets(module)
     if not known:
         raise ValueError(f"{module.__file__} has no preset: add a function that returns a visrep.config.Run.")
-    chosen = wanted or (default if default in known else next(iter(known)))
+    usual = [name for name in (*DEFAULTS, *known) if name in known and name != "tiny"]
+    chosen = wanted or next(iter(usual or known))
     if chosen not in known:
         raise ValueError(f"{method} has no preset {chosen!r}. It has: {', '.join(known)}.")
     return module, chosen, known[chosen]()

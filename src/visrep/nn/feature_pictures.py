@@ -9,6 +9,12 @@ from torch import Tensor
 
 from visrep.functional import displayed, widen
 
+FEATURES = (
+    "Columns: the image; the patches that the encoder sees; the target features of all patches; these, with "
+    "predictions in place of those of hidden patches. Colours are the first three principal components of the targets."
+)
+"""what `feature_pictures` draws"""
+
 
 @torch.no_grad()
 def feature_pictures(

@@ -68,6 +68,13 @@ def token_map(
     return F.interpolate(cells, size=images.shape[2:], mode="nearest")
 
 
+PREDICTED = (
+    "Columns: the image; what the encoder sees of it; its tokens, each code in its colour; these, with predictions in "
+    "place of those of hidden patches. Similar codes have similar colours."
+)
+"""what `prediction_picture` draws"""
+
+
 def prediction_picture(
     images: Float[Tensor, "b c h w"],
     tokens: Int[Tensor, "b n"],

@@ -14,7 +14,7 @@ library (dvae) instead of DALL-E's, and sees a resized copy of the view.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from visrep.functional import displayed, feature_std, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.quantizer import perplexity
 from visrep.nn.tokens import (
+    PREDICTED,
     code_colours,
     expected_hidden,
     hidden_rectangles,
@@ -68,6 +69,8 @@ def token_loss(
 
 @final
 class BEiT(Method):
+    captions: ClassVar[dict[str, str]] = {"tokens": PREDICTED}
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -99,7 +102,6 @@ class BEiT(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """See `prediction_picture`."""
         images, cfg, view = batch.crops[0][0], self.cfg, self.cfg.views.view
         grid = self._grid(images)
         hidden = hidden_rectangles(at, len(images), grid, cfg.mask_ratio, cfg.smallest_block)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.cross import CrossAttention
 from visrep.nn.positions import sincos_2d
 from visrep.nn.quantizer import perplexity
-from visrep.nn.tokens import code_colours, hidden_rectangles, prediction_picture
+from visrep.nn.tokens import PREDICTED, code_colours, hidden_rectangles, prediction_picture
 from visrep.nn.transformer import Block, DropPath, LayerScale, Mlp, linear, xavier
 from visrep.schedules import Constant, Cosine, Warmup
 from visrep.views import OneView, View
@@ -92,6 +92,7 @@ class RegressorBlock(nn.Module):
 
 @final
 class CAE(Method):
+    captions: ClassVar[dict[str, str]] = {"tokens": PREDICTED}
     position: Tensor
 
     def __init__(self, cfg: Config) -> None:
@@ -137,7 +138,6 @@ class CAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """See `prediction_picture`."""
         images, view = batch.crops[0][0], self.cfg.views.view
         mask, tokens = self._mask(len(images), at), self._tokens(images)
         predicted = tokens.scatter(1, _places(mask), self._predict(images, mask)[1].argmax(-1))

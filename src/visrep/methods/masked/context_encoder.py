@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,10 @@ def verdict_loss(logits: Float[Tensor, " b"], *, real: bool) -> Float[Tensor, ""
 
 @final
 class ContextEncoder(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "reconstructions": "Columns: the image; what the encoder sees; the image with the hole painted."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -134,7 +138,6 @@ class ContextEncoder(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, the image with the hole painted."""
         images = batch.crops[0][0]
         hole, pixels = self._hole(images, at), self._pixels(images)
         seen = self._pixels(images.masked_fill(self._whole(hole), 0.0))

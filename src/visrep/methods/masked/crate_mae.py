@@ -17,7 +17,7 @@ the paper's table says 0.1.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from visrep.config import Optim, Run
 from visrep.encoders import CRATE
 from visrep.encoders.crate import SubspaceAttention
-from visrep.functional import displayed, patch_statistics, patchify, repainted, widen
+from visrep.functional import (
+    CONTRAST,
+    REPAINTED,
+    displayed,
+    patch_statistics,
+    patchify,
+    repainted,
+    widen,
+)
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method, Tokens
 from visrep.nn.transformer import xavier
@@ -101,6 +109,8 @@ class MirrorDecoder(nn.Module):
 
 @final
 class CRATEMAE(Method):
+    captions: ClassVar[dict[str, str]] = {"reconstructions": REPAINTED + CONTRAST}
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -126,7 +136,6 @@ class CRATEMAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, the visible patches with the predicted ones."""
         images, view = batch.crops[0][0], self.cfg.views.view
         mask, prediction = self._predict(images, at)
         if self.cfg.norm_pixels:  # a prediction lacks each patch's mean and contrast: take the true ones

@@ -15,7 +15,7 @@ not learned (the official encoder has none before fine-tuning).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from visrep.config import Optim, Run
 from visrep.encoders import ViT, ViTLike
 from visrep.encoders.patches import take
-from visrep.functional import displayed, patch_statistics, patchify, repainted, widen
+from visrep.functional import (
+    CONTRAST,
+    REPAINTED,
+    displayed,
+    patch_statistics,
+    patchify,
+    repainted,
+    widen,
+)
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method, Tokens
 from visrep.nn.cross import CrossBlock
@@ -92,6 +100,8 @@ def _sequence(tokens: Tokens) -> Float[Tensor, "b n d"]:
 
 @final
 class CrossMAE(Method):
+    captions: ClassVar[dict[str, str]] = {"reconstructions": REPAINTED + CONTRAST}
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -125,7 +135,6 @@ class CrossMAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, the visible patches with all others predicted."""
         images, view = batch.crops[0][0], self.cfg.views.view
         keep, hidden = self._split(images, at)
         prediction = widen(self._predict(images, keep, hidden))

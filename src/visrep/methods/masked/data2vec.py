@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from visrep.encoders import ViT, ViTLike
 from visrep.encoders.patches import patch_grid
 from visrep.functional import feature_std, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
-from visrep.nn.feature_pictures import feature_pictures
+from visrep.nn.feature_pictures import FEATURES, feature_pictures
 from visrep.nn.teacher import Teacher
 from visrep.nn.tokens import expected_hidden, hidden_rectangles, shrink_residuals
 from visrep.nn.transformer import linear
@@ -75,6 +75,8 @@ def regression(
 
 @final
 class Data2Vec(Method):
+    captions: ClassVar[dict[str, str]] = {"predicted features": FEATURES}
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from visrep.functional import feature_std, widen
 from visrep.masking import random_split, squares
 from visrep.method import At, Batch, Encoder, Losses, Method, Tokens
 from visrep.nn.convdecoder import ConvDecoder
-from visrep.nn.feature_pictures import feature_pictures
+from visrep.nn.feature_pictures import FEATURES, feature_pictures
 from visrep.nn.teacher import Teacher
 from visrep.nn.transformer import linear
 from visrep.schedules import Constant, Cosine, Ramp, Schedule, Warmup
@@ -81,6 +81,8 @@ def squared_error(prediction: Float[Tensor, "*m d"], target: Float[Tensor, "*m d
 
 @final
 class Data2Vec2(Method):
+    captions: ClassVar[dict[str, str]] = {"predicted features": FEATURES}
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from visrep.functional import feature_std, patch_statistics, widen
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.decoder import MaskedDecoder
-from visrep.nn.feature_pictures import feature_pictures
+from visrep.nn.feature_pictures import FEATURES, feature_pictures
 from visrep.nn.teacher import Teacher
 from visrep.nn.transformer import xavier
 from visrep.schedules import Constant, Cosine, Stages, Warmup, stage
@@ -86,6 +86,8 @@ class Student(nn.Module):
 
 @final
 class DBOT(Method):
+    captions: ClassVar[dict[str, str]] = {"predicted features": FEATURES}
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from visrep.config import Optim, Run
 from visrep.distributed import mean_over_ranks
 from visrep.encoders import ViT, ViTLike
-from visrep.functional import displayed, patch_statistics, patchify, repainted, unpatchify, widen
+from visrep.functional import CONTRAST, REPAINTED, displayed, patch_statistics, patchify, repainted, widen
 from visrep.masking import exact_mask, random_split
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.decoder import MaskedDecoder
@@ -91,6 +91,10 @@ class Student(nn.Module):
 
 @final
 class HPM(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "reconstructions": f"{REPAINTED[:-1]}; how hard each patch is thought to be, bright = hard.{CONTRAST}"
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -142,7 +146,6 @@ class HPM(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what is visible, that with predictions; how hard each patch is thought, bright = hard."""
         images, patch, view = batch.crops[0][0], self.cfg.encoder.patch, self.cfg.views.view
         expected, keep, hidden = self._masks(images, at)
         prediction = self.decoder(self.student.encoder(images, keep=keep), keep, hidden)
@@ -152,8 +155,8 @@ class HPM(Method):
         covered = torch.zeros_like(expected, dtype=torch.bool).scatter(1, hidden, True)
         rows = displayed(repainted(images, prediction, covered, patch), view.mean, view.std)
         place = expected.argsort(1).argsort(1).to(images) / (expected.shape[1] - 1)  # b n
-        grid = (images.shape[-2] // patch, images.shape[-1] // patch)
-        bright = unpatchify(place.unsqueeze(-1).expand(-1, -1, patch * patch), patch, grid)  # b 1 h w
+        cells = place.view(-1, 1, images.shape[-2] // patch, images.shape[-1] // patch)
+        bright = F.interpolate(cells, images.shape[-2:])  # b 1 h w
         return {"reconstructions": torch.cat([rows, bright.expand_as(images).unsqueeze(1)], dim=1)}
 
     def _masks(self, images: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,11 @@ def similarity(x: Float[Tensor, "b n d"]) -> Float[Tensor, " b"]:
 
 @final
 class LatentMIM(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "predicted features": "Columns: the image; the patches that the encoder sees; the teacher's features of hidden "
+        "patches; those predicted. Colours are the first three principal components; visible patches are grey."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg

@@ -15,7 +15,7 @@ us: pixels as targets, as MAE has them (no code of the authors for these is to b
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final, get_args
+from typing import ClassVar, Literal, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,11 @@ def targets(
 
 @final
 class LocalMIM(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "histograms": "Columns: the image; what the encoder sees of it; the histograms of gradients that each layer "
+        "predicts of all patches, fine to coarse. Strokes run along edges."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -126,10 +131,7 @@ class LocalMIM(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, the histograms that each layer predicts, fine to coarse.
-
-        None for pixels, of which a prediction lacks the mean and contrast of each cell.
-        """
+        """None for pixels, of which a prediction lacks the mean and contrast of each cell."""
         if self.cfg.target == "pixels":
             return {}
         images, patch, view = batch.crops[0][0], self.cfg.encoder.patch, self.cfg.views.view

@@ -12,7 +12,7 @@ Deviations: none known.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,15 @@ from torch import Tensor
 
 from visrep.config import Optim, Run
 from visrep.encoders import ViT, ViTLike
-from visrep.functional import displayed, patch_statistics, patchify, repainted, widen
+from visrep.functional import (
+    CONTRAST,
+    REPAINTED,
+    displayed,
+    patch_statistics,
+    patchify,
+    repainted,
+    widen,
+)
 from visrep.masking import random_split
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.decoder import MaskedDecoder
@@ -31,6 +39,7 @@ from visrep.views import OneView, View
 PLAIN = View(scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 """the paper's view: crop and flip"""
 SHOWN_RATIOS = (0.5, 0.75, 0.9)
+OTHER_RATIOS = f"reconstructions with {', '.join(f'{ratio:.0%}' for ratio in SHOWN_RATIOS)} hidden"
 """of masks in pictures, besides the ratio of training"""
 
 
@@ -57,6 +66,12 @@ def mae_loss(
 
 @final
 class MAE(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "reconstructions": REPAINTED + CONTRAST,
+        OTHER_RATIOS: "Columns, for each of these shares: what the encoder sees; this, with predictions in place of "
+        "the hidden patches. Trained for one share only.",
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -91,13 +106,11 @@ class MAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, the visible patches with the predicted ones; and other ratios."""
         images = batch.crops[0][0]
         others = [self._repainted(images, ratio, at)[:, 1:] for ratio in SHOWN_RATIOS]
-        hidden = ", ".join(f"{ratio:.0%}" for ratio in SHOWN_RATIOS)
         return {
             "reconstructions": self._repainted(images, self.cfg.mask_ratio, at),
-            f"reconstructions with {hidden} hidden": torch.cat(others, dim=1),
+            OTHER_RATIOS: torch.cat(others, dim=1),
         }
 
     def _repainted(

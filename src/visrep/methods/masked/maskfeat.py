@@ -14,7 +14,7 @@ Deviations: none known; the head's LayerNorm is the encoder's last one, and targ
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,11 @@ def maskfeat_loss(
 
 @final
 class MaskFeat(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "histograms": "Columns: the image; what the encoder sees of it; its histograms of gradients; these, with "
+        "predictions in hidden places. Strokes run along edges, in the colour of the channels that have them."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -95,10 +100,6 @@ class MaskFeat(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, its histograms, these with the predicted ones in hidden places.
-
-        Strokes run along edges, in the colour of the channels that have them.
-        """
         images, patch, view = batch.crops[0][0], self.cfg.encoder.patch, self.cfg.views.view
         mask, target = self._mask(images, at), self._targets(images)
         prediction = self.head(self.backbone(images, mask=mask).patches)

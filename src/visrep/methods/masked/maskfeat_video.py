@@ -16,7 +16,7 @@ head's LayerNorm is the encoder's last one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,11 @@ def maskfeat_loss(
 
 @final
 class MaskFeatVideo(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "histograms": "Columns: a frame of each patch of a clip; what the encoder sees of it; its histograms of "
+        "gradients; these, with predictions in hidden places. Strokes run along edges."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -110,9 +115,6 @@ class MaskFeatVideo(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Four rows a clip, a column a moment: the frame, what the encoder sees of it, its histograms, these with the
-        predicted ones in hidden places. Strokes run along edges, in the colour of the channels that have them.
-        """
         clips, view, e = batch.crops[0][0][:SHOWN], self.cfg.views.view, self.cfg.encoder
         mask, target = self._mask(len(clips), at), self._targets(clips)
         prediction = self.head(self.backbone(clips, mask=mask).patches)
@@ -122,7 +124,7 @@ class MaskFeatVideo(Method):
         seen = (frames, frames.masked_fill(places, 0.5))
         drawn = (self._draw(x) for x in (target, torch.where(mask.unsqueeze(-1), prediction, target)))
         pictures = (*(F.interpolate(x, scale_factor=ZOOM) for x in seen), *drawn)
-        return {"histograms": torch.stack([x.unflatten(0, (-1, times)) for x in pictures], 1).flatten(0, 1)}
+        return {"histograms": torch.stack([x.unflatten(0, (-1, times)) for x in pictures], dim=1)}
 
     def _mask(self, b: int, at: At) -> Bool[Tensor, "b n"]:
         """Which patches are hidden. A face covers between a fifth of the places and all but some."""

@@ -14,7 +14,7 @@ enters no loss; layers start as everywhere here; no 1e-5 added to the number of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from visrep.config import Optim, Run
 from visrep.encoders import Swin, ViT, ViTLike
-from visrep.functional import displayed, patchify, repainted, unpatchify, widen
+from visrep.functional import REPAINTED, displayed, patchify, repainted, unpatchify, widen
 from visrep.masking import unit_mask
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.schedules import Constant, Cosine, Step, Warmup
@@ -54,6 +54,8 @@ def simmim_loss(
 
 @final
 class SimMIM(Method):
+    captions: ClassVar[dict[str, str]] = {"reconstructions": REPAINTED}
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -81,7 +83,6 @@ class SimMIM(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, the visible patches with the predicted ones."""
         images, view = batch.crops[0][0], self.cfg.views.view
         mask, prediction = self._predict(images, at)
         rows = repainted(images, prediction, mask, self.cfg.encoder.patch)

@@ -14,7 +14,7 @@ Deviations: ResNets instead of AlexNet's halves; targets are means over cells, i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,11 @@ def bin_loss(
 
 @final
 class SplitBrain(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "predicted_channels": "Columns: the image; its lightness; this, with the colours told from it; its colours; "
+        "these, with the lightness told from them."
+    }
+
     colours: Tensor
 
     def __init__(self, cfg: Config) -> None:
@@ -99,7 +104,6 @@ class SplitBrain(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image; its lightness, with colours told from it; its colours, with lightness told from them."""
         images = batch.crops[0][0]
         lab = self.backbone.lab(images)
         colours, lightness = self._predict(images)

@@ -15,7 +15,7 @@ attention have a bias, which the official ones lack (that of the keys changes no
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +25,7 @@ from visrep.config import Optim, Run
 from visrep.encoders import VideoViT
 from visrep.encoders.patches import take
 from visrep.encoders.video import clip_grid, cut, paste
-from visrep.functional import displayed, widen
+from visrep.functional import CONTRAST, displayed, widen
 from visrep.masking import tube_split
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.decoder import MaskedDecoder
@@ -68,6 +68,11 @@ def videomae_loss(
 
 @final
 class VideoMAE(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "reconstructions": "Columns: the clip; what the encoder sees of it; this, with predictions in place of the "
+        f"hidden patches.{CONTRAST}"
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -103,7 +108,6 @@ class VideoMAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Three rows a clip, a column a frame: the clip, what is seen of it, this with predictions for the rest."""
         clips = batch.crops[0][0]
         keep, _, prediction = self._predict(clips, at)
         pixels = self._pixels(clips)  # b n (k p p) c
@@ -113,11 +117,11 @@ class VideoMAE(Method):
             prediction = prediction * std + mean
         visible = torch.zeros_like(pixels[:, :, 0, 0]).scatter(1, keep, 1.0)[:, :, None, None]
         e = self.cfg.encoder
-        rows = [
-            paste(row[:SHOWN].transpose(2, 3).unflatten(3, (e.tubelet, e.patch, e.patch)), self.grid)
-            for row in (pixels, pixels * visible, torch.where(visible > 0, pixels, prediction))
+        columns = [
+            paste(x[:SHOWN].transpose(2, 3).unflatten(3, (e.tubelet, e.patch, e.patch)), self.grid)
+            for x in (pixels, pixels * visible, torch.where(visible > 0, pixels, prediction))
         ]
-        return {"reconstructions": torch.stack(rows, dim=1).flatten(0, 1).clamp(0, 1)}
+        return {"reconstructions": torch.stack(columns, dim=1).clamp(0, 1)}
 
     def _predict(self, clips: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor]:
         """Kept and hidden indices, and a prediction of every patch."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ from visrep.schedules import Constant, Cosine, Ramp, Schedule, Warmup
 from visrep.views import OneView, View
 
 CROP = View(scale=(0.3, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0, interpolation="bilinear")
+CAPTION = "Columns: the image; what is seen; a block to predict; how like its prediction each place is, bright = alike."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def targets(h: Float[Tensor, "b n d"], blocks: Int[Tensor, "b k q"]) -> Float[Te
 
 @final
 class IJEPA(Method):
+    captions: ClassVar[dict[str, str]] = {"predicted blocks": CAPTION}
     position: Tensor
 
     def __init__(self, cfg: Config) -> None:
@@ -117,17 +119,15 @@ class IJEPA(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, what the encoder sees, a block, how like its prediction each place of the image is."""
         images = batch.crops[0][0]
         keep, blocks = self._masks(len(images), at)
         prediction = self._predict(images, keep, blocks)[:, 0].mean(1, keepdim=True)  # b 1 d
         h = blended(self.teacher.module, images, self.cfg.target_layers)
         like = F.cosine_similarity(prediction, F.layer_norm(h, h.shape[-1:]), dim=-1).clamp(0, 1)  # b n
         seen, block = (torch.zeros_like(like).scatter(1, places, 1.0) for places in (keep, blocks[:, 0]))
-        maps = torch.stack([seen, block, like], 1).unflatten(2, self.grid)  # b 3 rows columns
-        maps = F.interpolate(maps, images.shape[-2:]).unsqueeze(2)
+        maps = F.interpolate(torch.stack([seen, block, like], 1).unflatten(2, self.grid), images.shape[-2:])
         image = displayed(images, self.cfg.views.view.mean, self.cfg.views.view.std)
-        columns = (image, image * maps[:, 0], image * maps[:, 1], maps[:, 2].expand_as(image))
+        columns = (image, image * maps[:, :1], image * maps[:, 1:2], maps[:, 2:].expand_as(image))
         return {"predicted blocks": torch.stack(columns, dim=1)}
 
     def _predict(self, images: Tensor, keep: Tensor, blocks: Tensor) -> Tensor:

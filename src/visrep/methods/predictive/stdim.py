@@ -15,7 +15,7 @@ has torch's epsilon; no early stopping.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,11 @@ def info_nce(
 
 @final
 class STDIM(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "found places": "Columns: a frame; the one before; how surely each place of that one is told from those of "
+        "other clips, bright = surely, by the whole later frame; the same by the later frame's place."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -79,7 +84,6 @@ class STDIM(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: a frame, the one before, and how surely it is found there at each place: by frame, by place."""
         clips, view = batch.crops[0][0], self.cfg.views.view
         costs, _, _ = self._find(clips)
         before, now = displayed(clips, view.mean, view.std).unbind(1)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ from visrep.views import OneView, View
 
 CROP = View(scale=(0.3, 1.0), ratio=(0.75, 1.35), jitter=0.0, gray=0.0, blur=0.0, interpolation="bilinear")
 """the paper's view: crop and flip; set flip to 0 where left and right matter"""
+SHOWN = 3  # clips in pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,11 @@ def targets(h: Float[Tensor, "b n d"], asked: Int[Tensor, "b q"]) -> Float[Tenso
 
 @final
 class VJEPA(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "predicted blocks": "Columns: the clip; then, for each kind of mask, what the encoder sees of it, and how like "
+        "the teacher's features the prediction of each hidden place is, bright = alike."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -137,22 +143,17 @@ class VJEPA(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the middle frame; for each kind, what is seen of it and how like its target each prediction is."""
-        clips = batch.crops[0][0]
-        b, t = clips.shape[:2]
+        clips, view = batch.crops[0][0], self.cfg.views.view
+        shown = displayed(clips, view.mean, view.std)
         h = blended(self.teacher.module, clips, self.cfg.target_layers)
-        view = self.cfg.views.view
-        frame = displayed(clips[:, t // 2], view.mean, view.std)
-        columns = [frame]
+        columns, empty, size = [shown], torch.zeros_like(h[:, :, 0]), (clips.shape[1], *clips.shape[-2:])
         for kind in range(len(self.cfg.n_blocks)):
-            keep, asked = self._mask(kind, b, at)
+            keep, asked = self._mask(kind, len(clips), at)
             like = F.cosine_similarity(self._predict(clips, keep, asked, kind), targets(h, asked), dim=-1)
-            empty = torch.zeros_like(h[:, :, 0])
-            for values in (empty.scatter(1, keep, 1.0), empty.scatter(1, asked, like.clamp(0, 1))):
-                middle = values.unflatten(1, self.grid)[:, self.grid[0] // 2].unsqueeze(1)
-                columns.append(F.interpolate(middle, frame.shape[-2:]).expand_as(frame))
-            columns[-2] = columns[-2] * frame
-        return {"predicted blocks": torch.stack(columns, dim=1)}
+            maps = (empty.scatter(1, keep, 1.0), empty.scatter(1, asked, like.clamp(0, 1)))
+            maps = F.interpolate(torch.stack(maps, dim=1).unflatten(2, self.grid), size).unsqueeze(3)
+            columns += [shown * maps[:, 0], maps[:, 1].expand_as(shown)]
+        return {"predicted blocks": torch.stack(columns, dim=1)[:SHOWN]}
 
     def _predict(self, clips: Tensor, keep: Tensor, asked: Tensor, kind: int) -> Float[Tensor, "b q d"]:
         return self._ask(self.backbone(clips, keep=keep).patches, keep, asked, kind)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, final, get_args
+from typing import ClassVar, Literal, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,10 @@ def kl_from_uniform(logits: Float[Tensor, "b n k"]) -> Float[Tensor, ""]:
 
 @final
 class DVAE(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "tokens": "Columns: the image; its tokens, each code in its colour; the image painted from them."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -117,7 +121,6 @@ class DVAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, its tokens, each code its colour, and the image painted from them."""
         images = batch.crops[0][0]
         found = self.tokenizer(images)
         tokens = self.tokenizer.choose(self.tokenizer.latents(found.patches))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,10 @@ def perceptual_loss(
 
 @final
 class PeCoTokenizer(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "tokens": "Columns: the image; its tokens, each code in its colour; the image painted from them."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -116,7 +120,6 @@ class PeCoTokenizer(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image, its tokens, each code its colour, and the image painted from them."""
         images, view = batch.crops[0][0], self.cfg.views.view
         found = self.tokenizer(images)
         q = self.tokenizer.codebook(self.tokenizer.latents(found.patches))

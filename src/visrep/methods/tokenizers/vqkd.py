@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,10 @@ def feature_distance(told: Float[Tensor, "b n d"], y: Float[Tensor, "b n d"]) ->
 
 @final
 class VQKD(Method):
+    captions: ClassVar[dict[str, str]] = {
+        "tokens": "Columns: the image; its tokens, each code in its colour. Similar codes have similar colours."
+    }
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self.cfg: Config = cfg
@@ -120,7 +124,6 @@ class VQKD(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:
-        """Columns: the image and its tokens, each code its colour; similar codes have similar colours."""
         images, view = batch.crops[0][0], self.cfg.views.view
         found = self.tokenizer(images)
         tokens = self.tokenizer.choose(self.tokenizer.latents(found.patches))

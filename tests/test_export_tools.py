@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import visrep
 from _exports import SMALL, card_features, cosine, photo, saved, seen_by_us
 from _extras import needs, randomised
-from visrep.encoders import ConvNet, ResNet, ViT, save_encoder
+from visrep.encoders import ConvNet, ResNet, Swin, ViT, save_encoder
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel
+from visrep.encoders.pretrained.packages import PACKAGES
 from visrep.encoders.vit import VisionTransformer
 from visrep.exports.hf_forms import chosen, integer_ratio
 from visrep.method import Preprocessing
@@ -131,6 +136,66 @@ def test_what_came_from_transformers_goes_back(tmp_path: Path) -> None:
     features, images = card_features(tmp_path / "out")
     with torch.no_grad():
         torch.testing.assert_close(features, encoder(images).pool())
+
+
+FROM_TIMM = {
+    "timm:test_convnext@random": "tokens.mean((2, 3))",  # timm's norm comes after pooling
+    "timm:test_efficientnet@random": "encoder(images)",
+    "timm:mobilenetv3_small_050@random": "tokens.mean((2, 3))",  # a further layer comes after pooling
+    "timm:test_vit2@random": "tokens[:, 1:].mean(1)",  # a norm after pooling, and a register
+    "timm:beit_base_patch16_224@random": "tokens[:, 0]",
+    "timm:swin_tiny_patch4_window7_224@random": "encoder(images)",
+    "pip:mobilenet_v2": "encoder(images)",
+}
+"""a name of each kind of wrapped model, and how its card reads features"""
+SMALLER: dict[str, dict[str, Any]] = {
+    "timm:beit_base_patch16_224@random": {"embed_dim": 48, "depth": 2, "num_heads": 2},
+    "timm:swin_tiny_patch4_window7_224@random": {
+        "embed_dim": 16,
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 2, 2, 2),
+    },
+}
+
+
+@pytest.mark.parametrize("name", FROM_TIMM)
+def test_what_came_from_timm_goes_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name.startswith("pip:") and importlib.util.find_spec(PACKAGES["mobilenet_v2"].module) is None:
+        pytest.skip("the package is not installed")
+    if smaller := SMALLER.get(name):  # and so faster
+        monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **smaller))
+    encoder: Any = visrep.load_encoder(name)
+    own: nn.Module = randomised(encoder.model)
+    save_encoder(tmp_path / "run", encoder)
+    result = visrep.export(tmp_path / "run", "timm", tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert result.tool == f"timm, {said['architecture']}" and encoder.config.name == said["architecture"]
+    assert result.agreement[0].error < 1e-5 * result.agreement[0].scale
+    features, images = card_features(tmp_path / "out")
+    assert f"features = {FROM_TIMM[name]}\n" in (tmp_path / "out" / "README.md").read_text()
+    with torch.no_grad():
+        assert cosine(features, encoder(images).pool()) > 0.99999
+        model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+        torch.testing.assert_close(model(images), own(images), rtol=1e-4, atol=1e-5)
+
+    back = visrep.load_encoder(f"timm:local-dir:{tmp_path / 'out'}")  # and from there once more
+    assert back.preprocessing == encoder.preprocessing
+    again = visrep.export(f"timm:local-dir:{tmp_path / 'out'}", "timm", tmp_path / "again")
+    assert again.tool == result.tool
+
+
+def test_our_swin_goes_to_timm(tmp_path: Path) -> None:
+    config = Swin(
+        image=32, patch=2, width=16, depths=(1, 2, 1), heads=(1, 2, 4), window=4, mask_token=True, drop_path=0.1
+    )  # fmt: skip
+    run, encoder = saved(tmp_path / "run", config)
+    result = visrep.export(run, "timm", tmp_path / "out")
+    assert result.tool == "timm, swin_tiny_patch4_window7_224"
+    assert all(one.error < 1e-5 * one.scale for one in result.agreement)
+    assert ["mask token" in note for note in result.notes] == [True]
+    features, images = card_features(tmp_path / "out")
+    with torch.no_grad():
+        assert cosine(features, encoder(images).pool()) > 0.99999
 
 
 def test_the_class_that_is_equal_at_every_size_comes_first() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visrep.api import override, with_encoder
+from visrep.api.train import check_one_encoder
 from visrep.comparison.sheets import read_sheet
 from visrep.config import Run
 from visrep.encoders.pretrained.resolve import is_public
@@ -165,6 +166,7 @@ def _configured(run: Run, common: Common) -> tuple[Run, tuple[str, ...]]:
             _check_kind(path, attrgetter(path)(run), value)
         run = override(run, path, value)
         changed.append(f"{path}={value}")
+    check_one_encoder(common.encoder, run.init)
     if run.devices != 1:
         raise ValueError(f"devices={run.devices}: methods are compared on one device. Leave it at 1.")
     return run, tuple(changed)

@@ -13,10 +13,14 @@ from torch import Tensor
 
 from visrep.config import save_json
 from visrep.encoders.pretrained.extras import extra
+from visrep.encoders.pretrained.timm import TimmModel
+from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
 from visrep.encoders.resnet import ResidualNetwork, ResNet
+from visrep.encoders.swin import SwinEncoder
 from visrep.encoders.vit import VisionTransformer, ViT
 from visrep.exports.hf_forms import ANYTHING, gated_size
 from visrep.exports.names import official_weights
+from visrep.exports.timm_forms import ITSELF, named, read, reading, swin_arguments
 from visrep.exports.traced import quietly
 from visrep.exports.written import Written
 from visrep.method import Encoder, Preprocessing
@@ -27,12 +31,16 @@ import torch
 
 encoder = timm.create_model("local-dir:.", pretrained=True).eval()
 with torch.no_grad():
-    features = encoder(images)
+    {features}
 """
+TOKENS = """\
+tokens = encoder.forward_features(images)
+    features = """
 EPS = 1e-6
 """what timm's LayerNorm adds to the variance"""
 GATED = (".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2.")
 """ours and timm's names"""
+UNMASKED = "The mask token, which features do not depend on, has no place in timm's {}."
 
 
 def write(encoder: Encoder, folder: Path) -> Written:
@@ -47,15 +55,24 @@ def write(encoder: Encoder, folder: Path) -> Written:
         check_resnet(encoder.config)
         architecture, arguments = f"resnet{encoder.config.depth}", {"in_chans": encoder.config.channels}
         weights = {name: x.detach().clone() for name, x in encoder.state_dict().items()}
+    elif isinstance(encoder, SwinEncoder):
+        architecture, arguments = "swin_tiny_patch4_window7_224", swin_arguments(encoder.config)
+        weights = encoder.model.state_dict()
+        notes = (UNMASKED.format("SwinTransformer"),) if encoder.config.mask_token else ()
+    elif isinstance(encoder, TimmEncoder) and isinstance(encoder.config, TimmModel):
+        architecture, arguments = named(encoder.config.name, encoder.model)
+        weights = encoder.model.state_dict()
     else:
         raise ValueError(
             f"no model of timm expresses a {type(encoder.config).__name__}; what can be written are ViTs with learned "
-            f"or sin-cos positions and ResNets of the ImageNet stem. {ANYTHING}."
+            "or sin-cos positions, ResNets of the ImageNet stem, Swins and models that came from timm or pip. "
+            f"{ANYTHING}."
         )
     with quietly():
-        model = timm.create_model(architecture, num_classes=0, **arguments)
+        model = timm.create_model(architecture, num_classes=0, **arguments).eval()
     model.load_state_dict(weights)
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "model.safetensors")
+    seen = pretrained_cfg(encoder.preprocessing, arguments.get("in_chans", 3))
     save_json(
         folder / "config.json",
         {
@@ -63,10 +80,12 @@ def write(encoder: Encoder, folder: Path) -> Written:
             "num_classes": 0,
             "num_features": encoder.width,
             "model_args": arguments,
-            "pretrained_cfg": pretrained_cfg(encoder.preprocessing, arguments.get("in_chans", 3)),
+            "pretrained_cfg": seen,
         },
     )
-    return Written(f"timm, {architecture}", SNIPPET, notes)
+    how = reading(model, seen["input_size"])
+    features = ("features = " if how == ITSELF else TOKENS) + how
+    return Written(f"timm, {architecture}", SNIPPET.format(features=features), notes)
 
 
 def load(folder: Path) -> Callable[[Tensor], Tensor]:
@@ -74,12 +93,8 @@ def load(folder: Path) -> Callable[[Tensor], Tensor]:
     timm = extra("timm")
     with quietly():
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-
-    def features(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model(images)
-
-    return features
+    how = reading(model, model.pretrained_cfg["input_size"])
+    return lambda images: read(how, model, images)
 
 
 def check_vit(c: ViT) -> None:
@@ -152,9 +167,7 @@ def vit_notes(c: ViT) -> tuple[str, ...]:
             f"timm's LayerNorm adds {EPS:g} to the variance, where the encoder's adds {c.norm_eps:g}."
         )
     if c.mask_token:
-        notes.append(
-            "The mask token, which features do not depend on, has no place in timm's VisionTransformer."
-        )
+        notes.append(UNMASKED.format("VisionTransformer"))
     return tuple(notes)
 
 
@@ -163,9 +176,9 @@ def pretrained_cfg(seen: Preprocessing, channels: int) -> dict[str, Any]:
     return {
         "input_size": [channels, seen.size, seen.size],
         "fixed_input_size": False,
-        "interpolation": "bicubic",
+        "interpolation": seen.interpolation,
         "crop_pct": seen.ratio,
-        "crop_mode": "center",
+        "crop_mode": "squash" if seen.squash else "center",
         "mean": list(seen.mean),
         "std": list(seen.std),
         "num_classes": 0,

@@ -347,10 +347,10 @@ def test_dinov2_goes_on_from_an_official_file(tmp_path: Path) -> None:
     goes_on(tmp_path, str(tiny_file(tmp_path)), "--adapt.size", "28")
 
 
-def goes_on(folder: Path, init: str, *flags: str) -> None:
+def goes_on(folder: Path, init: str, *flags: str, method: str = "dinov2") -> None:
     """Pretrain from ``init`` on the command line; the encoder is that of the weights, and has moved."""
     arguments = [
-        "dinov2:tiny",
+        f"{method}:tiny",
         "--init",
         init,
         "--data",
@@ -384,6 +384,14 @@ def test_dinov2_goes_on_from_a_model_of_timm(tmp_path: Path) -> None:
         timm.create_model("vit_tiny_patch16_224", **small), tmp_path / "vit", model_args=small
     )
     goes_on(tmp_path, f"timm:local-dir:{tmp_path / 'vit'}")
+
+
+def test_dinov3_goes_on_from_timms_dinov3(tmp_path: Path) -> None:
+    timm = extra_or_skip("timm")
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 0}
+    own = timm.create_model("vit_small_patch16_dinov3", **small)
+    timm.models.save_for_hf(own, tmp_path / "vit", model_args=small)
+    goes_on(tmp_path, f"timm:local-dir:{tmp_path / 'vit'}", "--adapt.size", "32", method="dinov3")
 
 
 def extra_or_skip(package: str) -> ModuleType:

@@ -23,6 +23,7 @@ from visrep.encoders.pretrained import hf
 from visrep.encoders.pretrained.agreement import disagreement
 from visrep.encoders.pretrained.hf_families import FAMILIES
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel
+from visrep.encoders.resnet import ResidualNetwork
 from visrep.encoders.video import VideoTransformer
 from visrep.encoders.vit import VisionTransformer
 from visrep.method import Encoder, Preprocessing
@@ -125,6 +126,27 @@ def test_converted_models_of_clips(
     assert isinstance(ours, VideoTransformer) and ours.preprocessing.frames == 4
     for t, height, width in shapes:
         assert largest_error(ours, wrapped(own), 1, t, 3, height, width) < 1e-4
+
+
+@pytest.mark.parametrize(("depths", "kind"), [([2, 2, 2, 2], "basic"), ([3, 4, 6, 3], "bottleneck")])
+def test_converted_residual_networks(depths: list[int], kind: str) -> None:
+    sizes = [32, 64, 128, 256] if kind == "bottleneck" else [8, 16, 32, 64]
+    values = {"depths": depths, "hidden_sizes": sizes, "embedding_size": 8, "layer_type": kind}
+    own = model("resnet", values)
+    ours = loaded(own)
+    assert isinstance(ours, ResidualNetwork) and ours.config.depth == {"basic": 18, "bottleneck": 50}[kind]
+    for height, width in ((64, 64), (96, 64)):
+        assert largest_error(ours, wrapped(own), 2, 3, height, width) < 1e-4
+
+
+def test_residual_networks_that_are_no_torchvisions_are_wrapped() -> None:
+    sizes = {"hidden_sizes": [32, 64, 128, 256], "embedding_size": 8, "layer_type": "bottleneck"}
+    for other in (
+        {"downsample_in_bottleneck": True},
+        {"downsample_in_first_stage": True},
+        {"hidden_act": "gelu"},
+    ):
+        assert isinstance(loaded(model("resnet", {**sizes, "depths": [3, 4, 6, 3], **other})), HfEncoder)
 
 
 @pytest.mark.parametrize("name", WRAPPED)

@@ -61,7 +61,7 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "depths": (1, 1, 1, 1),
     }
     | {"num_heads": (1, 2, 2, 2)},
-    "vit_small_patch16_dinov3": {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 2},
+    "eva02_tiny_patch14_224": {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 2},
     "beit_base_patch16_224": {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 2},
     "deit_tiny_distilled_patch16_224": {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 2},
 }
@@ -95,6 +95,26 @@ def test_converted_vision_transformers_have_the_same_tokens(name: str) -> None:
     assert ours.preprocessing == Preprocessing(32, 0.9, (0.5, 0.5, 0.5), (0.4, 0.4, 0.4))
     for height, width in ((32, 32), (48, 40)):
         assert largest_error(ours, wrapped(own), 2, 3, height, width) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name", [f"vit_small_{kind}" for kind in ("patch16_dinov3", "plus_patch16_dinov3", "patch16_dinov3_qkvb")]
+)
+def test_converted_dinov3_has_the_same_tokens(name: str) -> None:
+    own = randomised(timm.create_model(name, num_classes=0, img_size=64, embed_dim=48, depth=3, num_heads=4))
+    ours = loaded(own, size=64)
+    assert isinstance(ours, VisionTransformer)
+    assert (ours.config.position, ours.config.registers, ours.config.patch) == ("rope", 4, 16)
+    for height, width in ((64, 64), (96, 80)):
+        assert largest_error(ours, wrapped(own), 2, 3, height, width) < 1e-4
+    kept = ours(torch.zeros(2, 3, 64, 64), keep=torch.tensor([[3, 1], [0, 2]]))
+    assert kept.patches.shape == (2, 2, 48)
+
+
+def test_rotary_positions_of_another_base_are_wrapped() -> None:
+    small = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 0}
+    own = timm.create_model("vit_small_patch16_dinov3", **small, rope_temperature=1000)
+    assert isinstance(loaded(randomised(own), size=64), TimmEncoder)
 
 
 @pytest.mark.parametrize("name", UNUSUAL)

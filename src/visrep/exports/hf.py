@@ -14,7 +14,7 @@ from visrep.config import save_json
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.hf import BILINEAR
 from visrep.encoders.pretrained.hf import load as load_hf
-from visrep.encoders.pretrained.hf_names import HEADS, official_names
+from visrep.encoders.pretrained.hf_names import HEADS, official_names, resnet_name
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder
 from visrep.encoders.resnet import BLOCKS, ResidualNetwork
 from visrep.encoders.vit import VisionTransformer, ViT
@@ -186,20 +186,6 @@ def _of_resnet(resnet: ResidualNetwork) -> Any:
         for name, x in model.state_dict().items():
             x.copy_(ours[resnet_name(name)])
     return model
-
-
-def resnet_name(name: str) -> str:
-    """What a weight of `transformers`' ResNet is called here, as in torchvision."""
-    parts = name.removeprefix("embedder.embedder.").removeprefix("encoder.stages.").split(".")
-    convolution, last = parts[-2] == "convolution", parts[-1]
-    if name.startswith("embedder."):
-        return f"{'conv1' if convolution else 'bn1'}.{last}"
-    stage, block, kind = int(parts[0]) + 1, parts[2], parts[3]
-    before = f"layer{stage}.{block}"
-    if kind == "shortcut":
-        return f"{before}.downsample.{0 if convolution else 1}.{last}"
-    number = int(parts[4]) + 1
-    return f"{before}.{'conv' if convolution else 'bn'}{number}.{last}"
 
 
 def pooled(kind: str, tokens: Tensor) -> Tensor:

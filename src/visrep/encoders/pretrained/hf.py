@@ -10,11 +10,12 @@ from torch import nn
 
 from visrep.encoders.pretrained import timm
 from visrep.encoders.pretrained.agreement import TOLERANCE, disagreement
+from visrep.encoders.pretrained.convert_resnet import to_resnet
 from visrep.encoders.pretrained.convert_vit import Untold, to_video, to_vit
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.hf_families import family
 from visrep.encoders.pretrained.hf_imagegpt import imagegpt
-from visrep.encoders.pretrained.hf_names import HEADS, official_names
+from visrep.encoders.pretrained.hf_names import HEADS, official_names, resnet_name
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel, size_of
 from visrep.method import Encoder, Preprocessing
 
@@ -75,6 +76,8 @@ def encoder_of(model: nn.Module, preprocessing: Preprocessing) -> Encoder:
 def convert(model: nn.Module, wrapped: HfEncoder) -> Encoder | None:
     """Ours with the same weights, or None where ours differs in what it computes."""
     values, kind = wrapped.values, wrapped.family
+    if kind.convert == "resnet":
+        return _resnet(model)
     gated = values.get("use_gated_mlp", False)
     if not kind.convert or values["hidden_act"] != ("silu" if gated else "gelu"):
         return None
@@ -92,6 +95,13 @@ def convert(model: nn.Module, wrapped: HfEncoder) -> Encoder | None:
         return to_video(weights, untold, wrapped.frames, wrapped.size, position)
     except ValueError:
         return None  # an unusual variant: wrapped
+
+
+def _resnet(model: nn.Module) -> Encoder | None:
+    try:
+        return to_resnet({resnet_name(name): x for name, x in model.state_dict().items()})
+    except ValueError:
+        return None  # another depth: wrapped
 
 
 def vision_part(config: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Convert = Literal["", "vit", "video"]
+Convert = Literal["", "vit", "video", "resnet"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ FAMILIES: dict[str, Family] = {
     "convnext": Family("ConvNextModel", maps=True, resizes=False),
     "convnextv2": Family("ConvNextV2Model", maps=True, resizes=False),
     "dinov3_convnext": Family("DINOv3ConvNextModel", maps=True, resizes=False),
-    "resnet": Family("ResNetModel", maps=True, resizes=False),
+    "resnet": Family("ResNetModel", maps=True, convert="resnet", resizes=False),
     "imagegpt": Family("ImageGPTModel", norm="ln_f", cls=False, resizes=False, pixels="input_ids"),
 }
 

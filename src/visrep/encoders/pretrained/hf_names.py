@@ -1,4 +1,4 @@
-"""Names of the weights of `transformers` models, of releases 4 and 5, to the official ones of `convert_vit`."""
+"""Names of the weights of `transformers` models, of releases 4 and 5, to the official ones of ours."""
 
 from __future__ import annotations
 
@@ -40,3 +40,17 @@ def official_names(weights: Weights) -> Weights:
             name = pattern.sub(new, name)
         renamed[name] = value
     return renamed
+
+
+def resnet_name(name: str) -> str:
+    """What a weight of `transformers`' ResNet is called here, as in torchvision."""
+    parts = name.removeprefix("embedder.embedder.").removeprefix("encoder.stages.").split(".")
+    convolution, last = parts[-2] == "convolution", parts[-1]
+    if name.startswith("embedder."):
+        return f"{'conv1' if convolution else 'bn1'}.{last}"
+    stage, block, kind = int(parts[0]) + 1, parts[2], parts[3]
+    before = f"layer{stage}.{block}"
+    if kind == "shortcut":
+        return f"{before}.downsample.{0 if convolution else 1}.{last}"
+    number = int(parts[4]) + 1
+    return f"{before}.{'conv' if convolution else 'bn'}{number}.{last}"

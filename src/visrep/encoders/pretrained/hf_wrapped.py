@@ -71,7 +71,10 @@ class HfEncoder(Encoder):
         layers: tuple[int, ...] = (),
         attention: bool = False,
     ) -> Tokens:
-        """Encode images; see `Encoder.forward`. Raises ValueError for keep, mask and attention."""
+        """Encode images; see `Encoder.forward`. Raises ValueError for keep, mask and attention.
+
+        And for images of another size than the table of an AIMv2's positions.
+        """
         check_whole(f"wrapped {self.family.model}", keep, mask, attention)
         check_layers(layers, self.depth)
         if not self.frames:
@@ -98,6 +101,8 @@ class HfEncoder(Encoder):
                 ),
                 "spatial_shapes": torch.tensor([grid] * b, device=images.device),
             }
+        if kind.startswith("aimv2") and not self.values["is_native"]:
+            check_table_size(images, self.size)
         more: dict[str, Any] = {"interpolate_pos_encoding": True} if self.family.resizes else {}
         if kind == "vjepa2":
             more["skip_predictor"] = True
@@ -136,3 +141,13 @@ def size_of(values: dict[str, Any]) -> int:
     if "num_patches" in values:  # SigLIP 2, whose images may have any shape
         size = math.isqrt(values["num_patches"]) * values["patch_size"]
     return size if isinstance(size, int) else size[0]
+
+
+def check_table_size(images: Tensor, size: int) -> None:
+    """Raises ValueError for images of another size than a table of positions that is not resampled."""
+    height, width = images.shape[-2:]
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"This AIMv2's positions are a table: it takes images of {size} x {size}, got {height} x {width}. "
+            "Only its native models take other sizes."
+        )

@@ -35,25 +35,43 @@ RENAMED = (
 )
 
 
-def load_checkpoint(path: str | Path, heads: int = 0, rotary: bool | None = None) -> Encoder:
+def load_checkpoint(
+    path: str | Path,
+    heads: int = 0,
+    rotary: bool | None = None,
+    position_offset: float | None = None,
+    antialias: bool | None = None,
+) -> Encoder:
     """The encoder in an official checkpoint file, recognised by the names of its weights, as ours.
 
     ``heads``: attention heads, which weights do not tell; 0 takes those of the published model of that width.
     ``rotary``: of an encoder of clips, whether it is V-JEPA 2's; None where a published size tells.
-    Raises FileNotFoundError, and ValueError for files that are not understood, with what was found in them.
+    ``position_offset``, ``antialias``: how learned positions are resampled for other sizes (see `ViT`), where it is not
+    as in the published models. DINOv2's code has an offset of 0.1 unless its configuration says otherwise.
+    Raises FileNotFoundError, and ValueError for files that are not understood, with what was found in them, and for
+    resampling asked of an encoder that has no learned positions, or asked for with an offset and antialiasing.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}. Fetch the checkpoint and give its path.")
     weights = read_checkpoint(path)
     try:
-        if "layer1.0.conv1.weight" in weights:
+        of_maps, of_crate, of_clips = (
+            "layer1.0.conv1.weight" in weights,
+            is_crate(weights),
+            is_of_clips(weights),
+        )
+        if (position_offset, antialias) != (None, None) and (of_maps or of_crate or of_clips):
+            raise ValueError(
+                "position_offset= and antialias= are for vision transformers of images. Leave them out."
+            )
+        if of_maps:
             return to_resnet(weights)
-        if is_crate(weights):
+        if of_crate:
             return to_crate(weights, heads)
-        if is_of_clips(weights):
+        if of_clips:
             return to_vjepa(weights, heads, rotary)
-        return _vit(weights, heads)
+        return _vit(weights, heads, position_offset, antialias)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -91,7 +109,7 @@ def recognise(weights: Weights) -> str:
     return "DINO or iBOT"
 
 
-def _vit(weights: Weights, heads: int) -> Encoder:
+def _vit(weights: Weights, heads: int, position_offset: float | None, antialias: bool | None) -> Encoder:
     kind = recognise(weights)
     width = len(weights["patch_embed.proj.weight"])
     heads = heads or HEADS.get((kind, width), 0) or _heads(weights, width)
@@ -99,17 +117,37 @@ def _vit(weights: Weights, heads: int) -> Encoder:
         raise ValueError(f"heads={heads} do not divide the width {width}.")
     if kind == "DINOv3":
         weights = _dinov3(weights, width // heads)
-    registers = "register_tokens" in weights
+    offset = _offset(kind, weights, position_offset, antialias)
     untold = Untold(
         heads=heads,
         norm_eps=1e-5 if kind == "DINOv3" else 1e-6,
-        # DINO's code, and DINOv2's for models without registers
-        position_offset=0.1 if kind == "DINO or iBOT" or (kind == "DINOv2" and not registers) else 0.0,
+        position_offset=offset,
+        position_antialias=antialias is not False,
         rows_before=int("cls_token" in weights),
     )
     encoder = to_vit(_encoder_only(weights, width), untold)
     encoder.preprocessing = Preprocessing(224, ratio=0.875)
     return encoder
+
+
+def _offset(kind: str, weights: Weights, asked: float | None, antialias: bool | None) -> float:
+    """The offset that positions are resampled with. Raises ValueError for what ours cannot do."""
+    if kind == "DINOv3":
+        if (asked, antialias) != (None, None):
+            raise ValueError(
+                "its positions are rotary, so that position_offset= and antialias= mean nothing."
+            )
+        return 0.0
+    if asked and antialias:
+        raise ValueError(
+            f"position_offset={asked} is resampled without antialiasing here. "
+            "Give antialias=False or position_offset=0."
+        )
+    if asked is not None:
+        return asked
+    # DINO's code, and DINOv2's for models without registers
+    published = kind == "DINO or iBOT" or (kind == "DINOv2" and "register_tokens" not in weights)
+    return 0.1 if published and not antialias else 0.0
 
 
 def _heads(weights: Weights, width: int) -> int:

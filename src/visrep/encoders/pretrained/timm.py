@@ -14,6 +14,7 @@ from visrep.encoders.pretrained.checkpoint import read_checkpoint
 from visrep.encoders.pretrained.convert_resnet import to_resnet
 from visrep.encoders.pretrained.convert_vit import Untold, Weights, to_vit
 from visrep.encoders.pretrained.extras import extra
+from visrep.encoders.pretrained.timm_dinov3 import dinov3_names, is_dinov3
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
 from visrep.encoders.wrapped import Wrapped
 from visrep.method import Encoder, Preprocessing
@@ -144,6 +145,9 @@ def convert(model: Any) -> Encoder | None:
                 rows_before=0 if model.no_embed_class else model.num_prefix_tokens,
             )
             return to_vit(_official_names(model), untold)
+        if type(model) is models.eva.Eva and is_dinov3(model) and _usual(model):
+            untold = Untold(heads=model.blocks[0].attn.num_heads, norm_eps=model.norm.eps)
+            return to_vit(dinov3_names(_official_names(model)), untold)
     except ValueError:
         return None  # an unusual variant: wrapped
     return None

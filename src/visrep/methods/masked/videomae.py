@@ -181,9 +181,10 @@ def small32() -> Run[Config]:
 
 
 def davis64() -> Run[Config]:
-    """64 px, for a few long videos, as the folders of frames of DAVIS. Unverified: not run here.
+    """64 px, for a few long videos, as the folders of frames of DAVIS.
 
     Give the data as ``--data JPEGImages:frames=12,stride=1,clips=20``: 20 clips a video, of whose 12 frames 8 are seen.
+    Six videos want more epochs: 120 steps on them teach nothing, 360 a little (see docs/methods/masked.md).
     """
     run = small32()
     method = replace(

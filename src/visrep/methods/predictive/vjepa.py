@@ -9,8 +9,8 @@ other two long ones, and each hides their union. Bardes et al. 2024, arXiv:2404.
 rotary positions: Assran et al. 2025, arXiv:2506.09985.
 
 Verified against: transformers' VJEPA2Model, encoder, predictor and targets, and the loss and all gradients of the
-official train step of V-JEPA 2, 1e-9; 2000 official masks of each kind: how many patches they show and hide, how often
-each place is hidden, and the shapes of blocks, in distribution.
+official train step of V-JEPA 2, 1e-9; official masks of each kind, in distribution: how many patches they show and
+hide (1000 masks), how often each place is hidden and the shapes of blocks (2000).
 Deviations: the predictor is rotary, where V-JEPA's has sines; each kind of mask has its token, as in V-JEPA (one for
 all in V-JEPA 2's code); contexts and targets are cut to one length at random, not at the end; what is seen is never
 less than ``least_seen``, instead of drawing again when it is nothing; mask tokens start small, not at 0. ``paper`` is

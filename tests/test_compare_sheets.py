@@ -249,13 +249,14 @@ def test_public_encoders_without_labels(tmp_path: Path, passes: list[int]) -> No
 
 def test_mistakes_with_what_is_finished_are_met_at_once(tmp_path: Path, passes: list[int]) -> None:
     path = written(tmp_path / "a.json", sheet(row("knn", 1.0)))
-    for entries, options, message in (
+    mistakes: list[tuple[list[str | Path], dict[str, Any], str]] = [
         (["pip:a", "pip:b"], {}, "say with --data what to judge on"),
         (["pip:a", "pip:a"], {"data": DATA}, "pip:a was given twice"),
         ([path, path], {}, "a.json was given twice"),
         ([path, "pip:a"], {"data": DATA, "labels": False}, r"a\.json holds numbers that need labels"),
         ([path], {}, r"two or more, only a\.json was given"),
-    ):
+    ]
+    for entries, options, message in mistakes:
         with pytest.raises(ValueError, match=message):
             visrep.compare(entries, out=tmp_path / "out", **options)
     assert not passes

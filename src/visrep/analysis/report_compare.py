@@ -61,7 +61,7 @@ def report_comparison(comparison: Comparison, out: Path) -> Path:
 
 def _header(comparison: Comparison) -> str:
     facts = [
-        f"budget {comparison.budget}" if comparison.budget else "finished runs",
+        f"budget {comparison.budget}" if comparison.budget else "nothing trained here",
         f"seed {comparison.seed}",
     ]
     level = comparison.protocols and len(comparison.level(comparison.protocols[0])) == 0

@@ -153,7 +153,9 @@ def test_logreg_is_scikit_learns_over_the_grid(monkeypatch: pytest.MonkeyPatch) 
     assert found.settings["held_out"] == 40 and found.settings["converged"]
     assert found.settings["held_out_top1"] == pytest.approx(100 * accuracies[best])
     expected = oracle(some[best], order)
-    np.testing.assert_array_equal(found.predicted.numpy(), 10 * expected.predict(test.numpy()) + 3)
+    np.testing.assert_array_equal(
+        found.predicted.numpy(), 10 * np.asarray(expected.predict(test.numpy())) + 3
+    )
     scores = fit(x, y, 3, some[best], tolerance=1e-8).logits(test).softmax(-1)
     np.testing.assert_allclose(scores, expected.predict_proba(test.numpy()), atol=1e-5)
 

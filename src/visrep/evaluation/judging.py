@@ -17,10 +17,11 @@ from visrep.evaluation.protocols import (
     ON_LAYERS,
     ON_TOKENS,
     ON_TOKENS_AS_PUBLISHED,
-    ON_VECTORS,
+    ON_VECTORS_AS_PUBLISHED,
     reads_tokens,
     reads_vectors,
     tunes,
+    vector_probe,
 )
 from visrep.evaluation.results import Inapplicable, Judged, Measure, Prediction, Result, score
 from visrep.method import Encoder
@@ -132,7 +133,7 @@ def _jobs(
     labels, answers = train.labels.to(device), test.labels.to(device)
     last, _ = next(iter(train.vectors))
     for name in protocols:
-        if name in ON_VECTORS or name in MEASURED:
+        if reads_vectors(name):
             for (layer, pooling), vectors in train.vectors.items():
                 x, x_test = vectors.to(device), test.vectors[layer, pooling].to(device)
                 yield _job(name, x, labels, x_test, answers, seed), layer, pooling
@@ -148,8 +149,10 @@ def _jobs(
 def _job(name: str, x: Tensor, labels: Tensor, x_test: Tensor, answers: Tensor, seed: int) -> Job:
     if name in MEASURED:
         return lambda: MEASURED[name](x, labels, x_test, answers, seed=seed)
-    if name in ON_VECTORS:
-        return lambda: ON_VECTORS[name](x, labels, x_test, seed=seed)
+    if name in ON_VECTORS_AS_PUBLISHED:
+        return lambda: ON_VECTORS_AS_PUBLISHED[name](x, labels, x_test, answers, seed=seed)
+    if reads_vectors(name):
+        return lambda: vector_probe(name)(x, labels, x_test, seed=seed)
 
     def on_tokens() -> list[Prediction]:
         _check_tokens(name, x, x_test)

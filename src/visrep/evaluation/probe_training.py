@@ -89,9 +89,54 @@ def train(
 
     Groups of the optimiser with ``weight_decay`` other than 0 follow the schedule's.
     """
+    for _ in training(probe, x, y, optimiser, schedule, rng):
+        pass
+    probe.eval()
+
+
+def best_epoch(
+    probe: nn.Module,
+    x: Tensor,
+    y: Int64[Tensor, " n"],
+    optimiser: torch.optim.Optimizer,
+    schedule: Published,
+    rng: torch.Generator,
+    test: Tensor,
+    right: Int64[Tensor, " m"],
+) -> tuple[int, Int64[Tensor, " m"]]:
+    """As `train`, and judges every epoch on the test images: the best one, counted from 1, and its answers.
+
+    ``right`` are the numbers of their classes, -1 for what is no class of the training images. Of equal epochs the
+    first. Raises Inapplicable when the answers of no epoch are finite.
+    """
+    best, most, chosen = 0, -1, right
+    finite = torch.zeros(len(test), dtype=torch.bool)
+    for epoch in training(probe, x, y, optimiser, schedule, rng):
+        probe.eval()
+        logits = logits_of(probe, test)
+        finite = logits.isfinite().all(-1)
+        found = logits.argmax(-1)
+        hits = int((found == right).sum())
+        if finite.all() and hits > most:
+            best, most, chosen = epoch, hits, found
+    if not best:
+        check_answered(finite)
+    return best, chosen
+
+
+def training(
+    probe: nn.Module,
+    x: Tensor,
+    y: Int64[Tensor, " n"],
+    optimiser: torch.optim.Optimizer,
+    schedule: Published,
+    rng: torch.Generator,
+) -> Iterator[int]:
+    """Trains in `train`'s way; after each epoch its number from 1. The probe may be put in evaluation mode then."""
     decaying = [group for group in optimiser.param_groups if group["weight_decay"]]
-    probe.train()
-    for epoch, rows in batches(len(x), schedule, rng):
+    steps = math.ceil(len(x) / schedule.batch_for(len(x)))
+    for step, (epoch, rows) in enumerate(batches(len(x), schedule, rng), start=1):
+        probe.train()
         rows = rows.to(x.device)
         for group in optimiser.param_groups:
             group["lr"] = schedule.lr_at(epoch)
@@ -101,7 +146,8 @@ def train(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    probe.eval()
+        if step % steps == 0:
+            yield step // steps
 
 
 def seeded(build: Callable[[], M], seed: int) -> M:
@@ -114,9 +160,29 @@ def seeded(build: Callable[[], M], seed: int) -> M:
 @torch.no_grad()
 def predict(probe: nn.Module, x: Float[Tensor, "m *d"]) -> Int64[Tensor, " m"]:
     """The number of the most likely class of each image. Raises Inapplicable for a probe whose training diverged."""
-    logits = torch.cat([probe(rows.float()) for rows in x.split(1024)])
+    logits = logits_of(probe, x)
     check_answered(logits.isfinite().all(-1))
     return logits.argmax(-1)
+
+
+@torch.no_grad()
+def logits_of(probe: nn.Module, x: Float[Tensor, "m *d"]) -> Float[Tensor, "m k"]:
+    """A few images at a time."""
+    return torch.cat([probe(rows.float()) for rows in x.split(1024)])
+
+
+def numbers_of(answers: Int64[Tensor, " m"], classes: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
+    """Positions of labels among the sorted classes, -1 where there is none."""
+    found = torch.searchsorted(classes, answers).clamp(max=len(classes) - 1)
+    return found.where(classes[found] == answers, -1)
+
+
+def best_on_test(protocol: str, epochs: int) -> str:
+    """The caution of a protocol that reports the best of so many epochs."""
+    return (
+        f"{protocol}: the best of {epochs} epochs was chosen on the reported test images, as in the paper: the value "
+        f"is optimistic. {protocol.removesuffix('@paper')} takes the last epoch."
+    )
 
 
 def check_answered(finite: Bool[Tensor, " m"]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from visrep.evaluation.attentive import attentive
-from visrep.evaluation.attentive_efficient import attentive_efficient
+from visrep.evaluation.attentive_efficient import attentive_efficient, attentive_efficient_as_published
 from visrep.evaluation.attentive_vjepa import attentive_vjepa
 from visrep.evaluation.attentive_vjepa2 import attentive_vjepa2, attentive_vjepa2_as_published
 from visrep.evaluation.clustering import clustering
@@ -15,12 +16,15 @@ from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.episodes import episodes
 from visrep.evaluation.features import Parts
 from visrep.evaluation.fewlabels import fewlabels
+from visrep.evaluation.fewshot_ridge import fewshot_ridge
 from visrep.evaluation.finetune import RECIPES, parse
 from visrep.evaluation.knn import knn, knn_leave_one_out
+from visrep.evaluation.knn_fewlabels import FewLabelled
 from visrep.evaluation.linear import linear
-from visrep.evaluation.linear_dino import linear_dino
+from visrep.evaluation.linear_dino import linear_dino, linear_dino_as_published
 from visrep.evaluation.linear_dinov2 import linear_dinov2, linear_dinov2_as_published
-from visrep.evaluation.linear_mae import linear_mae
+from visrep.evaluation.linear_mae import linear_mae, linear_mae_as_published
+from visrep.evaluation.logreg import logreg
 from visrep.evaluation.results import Measure, Prediction
 from visrep.evaluation.retrieval import retrieval, retrieval_within
 from visrep.evaluation.robustness.registry import ROBUST
@@ -62,8 +66,12 @@ ON_VECTORS: dict[str, Probe] = {
     "linear": linear,
     "linear-mae": linear_mae,
     "fewlabels": fewlabels,
+    "logreg": logreg,
+    "fewshot-ridge": fewshot_ridge,
 }
 """read one vector an image, of any layer and pooling"""
+ON_VECTORS_AS_PUBLISHED: dict[str, PaperProbe] = {"linear-mae@paper": linear_mae_as_published}
+"""the same, with settings chosen on the test images"""
 MEASURED: dict[str, Measuring] = {
     "episodes": episodes,
     "clustering": clustering,
@@ -73,6 +81,7 @@ MEASURED: dict[str, Measuring] = {
 """the same, and give other numbers than an accuracy over test images"""
 ON_LAYERS: dict[str, LayersProbe] = {
     "linear-dino": linear_dino,
+    "linear-dino@paper": linear_dino_as_published,
     "linear-dinov2": linear_dinov2,
     "linear-dinov2@paper": linear_dinov2_as_published,
 }
@@ -84,10 +93,29 @@ ON_TOKENS: dict[str, Probe] = {
     "attentive-efficient": attentive_efficient,
 }
 """read the patch tokens of the last layer"""
-ON_TOKENS_AS_PUBLISHED: dict[str, PaperProbe] = {"attentive-vjepa2@paper": attentive_vjepa2_as_published}
+ON_TOKENS_AS_PUBLISHED: dict[str, PaperProbe] = {
+    "attentive-vjepa2@paper": attentive_vjepa2_as_published,
+    "attentive-efficient@paper": attentive_efficient_as_published,
+}
 """the same, with settings chosen on the test images"""
 LONG = frozenset({"attentive-vjepa2"})
 """take hours without an accelerator, so that "all" does not stand for them"""
+NEAR_TWINS = frozenset({"logreg", "fewshot-ridge"})
+"""`linear` and `fewlabels` with exactly the published settings: asked for by name, no part of "all" """
+KNOWN_AS = {
+    "aim": ("attentive",),
+    "attentive-aim": ("attentive",),
+    "dino": ("linear-dino", "knn"),
+    "dinov2": ("linear-dinov2", "logreg", "knn"),
+    "efficient": ("attentive-efficient",),
+    "k-nn": ("knn",),
+    "kmeans": ("clustering",),
+    "mae": ("linear-mae", "finetune-mae"),
+    "ridge": ("fewshot-ridge",),
+    "vjepa": ("attentive-vjepa",),
+    "vjepa2": ("attentive-vjepa2",),
+}
+"""other names, and the protocols that are meant by them"""
 COPIES = "copies"
 """encodes changed images"""
 ALL = "all"
@@ -95,9 +123,10 @@ ALL = "all"
 applies"""
 
 ORDER = (
-    "linear", "linear-dinov2", "linear-dino", "linear-mae", "attentive", "attentive-vjepa", "attentive-vjepa2",
-    "attentive-efficient", "knn", "fewlabels", "knn-loo", "episodes", "retrieval", "retrieval-within", "clustering",
-    COPIES, *ROBUST, *DENSE, "linear-dinov2@paper", *ON_TOKENS_AS_PUBLISHED, *RECIPES,
+    "linear", "linear-dinov2", "linear-dino", "linear-mae", "logreg", "attentive", "attentive-vjepa",
+    "attentive-vjepa2", "attentive-efficient", "knn", "fewlabels", "fewshot-ridge", "knn-loo", "episodes", "retrieval",
+    "retrieval-within", "clustering", COPIES, *ROBUST, *DENSE, "linear-dinov2@paper", "linear-dino@paper",
+    *ON_VECTORS_AS_PUBLISHED, *ON_TOKENS_AS_PUBLISHED, *RECIPES,
 )  # fmt: skip
 """the first of these that was asked for puts a leaderboard in order"""
 
@@ -109,7 +138,7 @@ def without_all(names: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
     """
     if ALL not in names:
         return names, False
-    left = {*RECIPES, *DENSE, *LONG}
+    left = {*RECIPES, *DENSE, *LONG, *NEAR_TWINS}
     every = [name for name in ORDER if name not in left and "@" not in name]
     return tuple(dict.fromkeys([*every, *(name for name in names if name != ALL)])), True
 
@@ -117,14 +146,19 @@ def without_all(names: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
 def check_protocols(names: tuple[str, ...]) -> None:
     """Raises ValueError, with the protocols there are, when one does not exist or none is asked for."""
     on_tokens = [*ON_TOKENS, *ON_TOKENS_AS_PUBLISHED]
-    available = ", ".join([*ON_VECTORS, *ON_LAYERS, *on_tokens, *MEASURED, COPIES, *ROBUST, *DENSE, *RECIPES])
+    on_vectors = [*ON_VECTORS, *ON_VECTORS_AS_PUBLISHED]
+    available = ", ".join([*on_vectors, *ON_LAYERS, *on_tokens, *MEASURED, COPIES, *ROBUST, *DENSE, *RECIPES])
     if not names:
         raise ValueError(f"no protocol was asked for. Use some of: {available}.")
     for name in names:
         if tunes(name):
             parse(name)
+        elif few_labelled(name):
+            FewLabelled.named(name)
         elif name not in ORDER:
-            raise ValueError(f"there is no protocol {name!r}. Use some of: {available}.")
+            meant = " or ".join(KNOWN_AS.get(name.lower(), ()))
+            hint = f" Did you mean {meant}?" if meant else ""
+            raise ValueError(f"there is no protocol {name!r}.{hint} Use some of: {available}.")
 
 
 def place(name: str) -> int:
@@ -149,4 +183,14 @@ def reads_tokens(name: str) -> bool:
 
 def reads_vectors(name: str) -> bool:
     """Whether a protocol reads one vector an image, which raw pixels are too."""
-    return name in ON_VECTORS or name in MEASURED
+    return name in ON_VECTORS or name in ON_VECTORS_AS_PUBLISHED or name in MEASURED or few_labelled(name)
+
+
+def few_labelled(name: str) -> bool:
+    """Whether a protocol is kNN among few labelled images, such as ``knn:5``."""
+    return name.startswith("knn:")
+
+
+def vector_probe(name: str) -> Callable[..., list[Prediction]]:
+    """The `Probe` of this name, also of kNN among few labels. Raises ValueError for what is no amount of labels."""
+    return FewLabelled.named(name) if few_labelled(name) else ON_VECTORS[name]

@@ -7,6 +7,7 @@ from typing import Any
 
 VERSIONS = {
     "attentive": 2,  # batches shrink for few images
+    "depth": 2,  # AdamW's betas are the published ones
     "shifts": 2,  # curves are of 200 images and no longer of 500
     "finetune:": 2,  # with few labels: settings are chosen on the first draw, and not on each
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -91,7 +92,8 @@ def likeness_section(subject: Subject, point: tuple[float, float] | None) -> tup
     few = embedded(tokens.patches)
     start = (POINTS[0] if point is None else point)[::-1]
     body = "".join(strips) + _clickable(subject, few, (rows, columns), start)
-    return Section("Likeness to a patch", reading, body), {"mean cosine": numbers}
+    clickable = {"images": len(few.vectors), "bytes a patch": few.vectors.shape[-1], "error": few.error}
+    return Section("Likeness to a patch", reading, body), {"mean cosine": numbers, "clickable": clickable}
 
 
 def _clickable(subject: Subject, few: Embedded, size: tuple[int, int], start: tuple[float, float]) -> str:
@@ -114,10 +116,11 @@ def _clickable(subject: Subject, few: Embedded, size: tuple[int, int], start: tu
         f'<canvas width="{CLICKED}" height="{CLICKED}"></canvas></figure>'
         for picture in subject.pictures[: len(few.vectors)]
     ]
-    what = "image" if len(few.vectors) == 1 else f"{len(few.vectors)} images"
+    what = "this image" if len(few.vectors) == 1 else f"{len(few.vectors)} images"
     said = note(
         f"Click on a patch to compare all others, in {what}, with it. Cosines here come from vectors of "
-        f"{few.vectors.shape[-1]} bytes and are within {few.error:.2g} of the true ones."
+        f"{few.vectors.shape[-1]} bytes and are within {math.ceil(1000 * few.error) / 1000:g} of the true "
+        "ones."
     )
     script = files("visrep.analysis.inside").joinpath("likeness.js").read_text(encoding="utf-8")
     return (

@@ -34,7 +34,8 @@ def errors(patches: Tensor, few: Embedded) -> np.ndarray:
     """Cosines from the text that goes into the page, less scipy's of the vectors themselves."""
     n, p, k = few.vectors.shape
     rows = np.frombuffer(base64.b64decode(few.text), np.int8).reshape(n * p, k).astype(np.float64)
-    true = 1 - cdist(*[patches[:n].flatten(0, 1).double().numpy()] * 2, "cosine")
+    given = patches[:n].flatten(0, 1).double().numpy()
+    true = 1 - cdist(given, given, "cosine")
     return rows @ rows.T * few.scale**2 - true
 
 

@@ -80,6 +80,7 @@ def test_other_weights_images_or_preprocessing_are_other_features(
 
 
 def test_what_is_missing_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
     passes = Passes(monkeypatch)
     deep = vit(depth=6)
     judged(tmp_path, "knn", baselines=False, encoder=deep)

@@ -34,7 +34,8 @@ def errors(patches: Tensor, few: Embedded) -> np.ndarray:
     """Cosines from the text that goes into the page, less scipy's of the vectors themselves."""
     n, p, k = few.vectors.shape
     rows = np.frombuffer(base64.b64decode(few.text), np.int8).reshape(n * p, k).astype(np.float64)
-    true = 1 - cdist(*[patches[:n].flatten(0, 1).double().numpy()] * 2, "cosine")
+    given = patches[:n].flatten(0, 1).double().numpy()
+    true = 1 - cdist(given, given, "cosine")
     return rows @ rows.T * few.scale**2 - true
 
 
@@ -84,7 +85,7 @@ def subject() -> Subject:
 
 def test_the_page_holds_what_a_click_needs() -> None:
     looked_at = subject()
-    section, _ = likeness_section(looked_at, (0.3, 0.8))
+    section, numbers = likeness_section(looked_at, (0.3, 0.8))
     data = dict(re.findall(r'data-(\w+)="([^"]*)"', section.body))
     assert (data["rows"], data["columns"], data["row"], data["column"]) == ("4", "4", "3", "1")
     assert section.body.count("<canvas") == 3 and section.body.count("<script>") == 1
@@ -93,6 +94,9 @@ def test_the_page_holds_what_a_click_needs() -> None:
     )  # shown by the script: without one there is nothing to click
     stated = re.search(r"within (\S+) of the true", unescape(section.body))
     assert stated and float(stated[1]) < 0.02
+    found = numbers["clickable"]
+    assert (found["images"], found["bytes a patch"]) == (3, 24)
+    assert 0 < found["error"] <= float(stated[1]) <= found["error"] + 0.001  # rounded up
 
 
 STUB = """

@@ -150,7 +150,8 @@ def small() -> tuple[Source, Source]:
     return images(60), images(30, seed=1)
 
 
-def test_evaluation_is_complete(small: tuple[Source, Source]) -> None:
+def test_evaluation_is_complete(small: tuple[Source, Source], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visrep.evaluation.attentive.LEAST_STEPS", 100)
     evaluation = evaluate(vit(), *small, protocols=("knn", "linear", "attentive"), layers=(1,))
     found = {(r.protocol, r.encoder, r.layer, r.pooling) for r in evaluation.results}
     of_networks = {
@@ -159,6 +160,7 @@ def test_evaluation_is_complete(small: tuple[Source, Source]) -> None:
         ("linear", 3, "cls"),
         ("linear", 1, "cls"),
         ("attentive", 3, "tokens"),
+        ("attentive", 1, "tokens"),
     }
     assert found == {
         (p, e, layer, pooling) for p, layer, pooling in of_networks for e in ("trained", "untrained")

@@ -81,6 +81,7 @@ def test_other_weights_images_or_preprocessing_are_other_features(
 
 
 def test_what_is_missing_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
     passes = Passes(monkeypatch)
     deep = vit(depth=6)
     judged(tmp_path, "knn", baselines=False, encoder=deep)
@@ -89,8 +90,10 @@ def test_what_is_missing_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     judged(tmp_path, "knn", baselines=False, encoder=deep, layers=(1,))
     assert passes.count == 6
     judged(tmp_path, "attentive", "knn", baselines=False, encoder=deep, layers=(1, 4))
-    assert passes.count == 6  # both are there now
-    assert len(list(tmp_path.iterdir())) == 2
+    assert passes.count == 10  # vectors are there now; patch tokens of two more layers are not
+    judged(tmp_path, "attentive", "knn", baselines=False, encoder=deep, layers=(4,))
+    assert passes.count == 10
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])

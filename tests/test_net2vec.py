@@ -71,7 +71,7 @@ def test_iou_is_counted_on_images_held_out_that_show_the_concept() -> None:
     threshold = values[:, int(SHARE * values.shape[1])]
     large = F.interpolate(activations, (12, 12), mode="bilinear")
     for k, combination in enumerate(found):
-        shown = [[i for i in rows if masks[i, k].any()] for rows in (FITTED, HELD_OUT)]
+        shown = [[i for i in rows.tolist() if masks[i, k].any()] for rows in (FITTED, HELD_OUT)]
         assert (len(shown[0]), len(shown[1])) == (combination.fitted_on, combination.judged_on)
 
         def iou(predicted: Tensor, rows: list[int], k: int = k) -> float:

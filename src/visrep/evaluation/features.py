@@ -36,7 +36,7 @@ class Features:
     index: Int64[Tensor, " n"]
     """position of each image in its source"""
     tokens: Float16[Tensor, "n p d"] | None = None
-    """patch tokens of the last layer, when asked for"""
+    """patch tokens of one layer, when asked for"""
     parts: Parts = field(default_factory=dict)
     """what ``vectors`` are made of, for protocols that put layers together by themselves"""
 
@@ -52,6 +52,7 @@ def extract(
     layers: tuple[int, ...] = (),
     poolings: tuple[str, ...] = ("auto",),
     tokens: bool = False,
+    tokens_of: int = 0,
     batch: int = 256,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -59,8 +60,9 @@ def extract(
     """Features of the central square of each image, resized and normalised, in evaluation mode.
 
     The last layer is always included, ``layers`` (1 is the first) adds others, each with every one of
-    ``poolings``. Unreadable images are left out: ``index`` says which remain. The encoder is moved to
-    ``device`` and gets its training mode back. Values may be NaN if training diverged: `count_bad` tells.
+    ``poolings``. ``tokens`` are those of the last layer, or of ``tokens_of``, one of ``layers``. Unreadable images are
+    left out: ``index`` says which remain. The encoder is moved to ``device`` and gets its training mode back. Values
+    may be NaN if training diverged: `count_bad` tells.
     Raises ValueError for a layer or pooling that the encoder does not have, or when no image can be read.
     """
     parts = stream(
@@ -70,6 +72,7 @@ def extract(
         layers=layers,
         poolings=poolings,
         tokens=tokens,
+        tokens_of=tokens_of,
         batch=batch,
         device=device,
     )
@@ -85,6 +88,7 @@ def stream(
     layers: tuple[int, ...] = (),
     poolings: tuple[str, ...] = ("auto",),
     tokens: bool = False,
+    tokens_of: int = 0,
     batch: int = 256,
     device: torch.device | str = "cpu",
 ) -> Iterator[Features]:
@@ -99,26 +103,27 @@ def stream(
     encoder.to(device)
     with evaluation_mode(encoder):
         for pixels, labels, index in centred(canvases, indices, encoder.preprocessing, batch, device):
-            vectors, patches = encode(encoder, pixels, others, poolings)
+            vectors, patches = encode(encoder, pixels, others, poolings, tokens_of)
             yield Features(vectors, labels, index, patches.half().cpu() if tokens else None)
 
 
 @torch.no_grad()  # not inference mode: probes train on these tensors
 def encode(
-    encoder: Encoder, pixels: Tensor, others: tuple[int, ...], poolings: tuple[str, ...]
+    encoder: Encoder, pixels: Tensor, others: tuple[int, ...], poolings: tuple[str, ...], tokens_of: int = 0
 ) -> tuple[Parts, Float[Tensor, "b p d"]]:
-    """Vectors of the last layer and of ``others``, on the CPU, and patch tokens of the last layer."""
+    """Vectors of the last layer and of ``others``, on the CPU, and patch tokens of one of them, 0 for the last."""
     if pixels.device.type == "cpu" and len(pixels) > 1 and pixels[:, 0].numel() > AT_ONCE:
-        halves = [encode(encoder, half, others, poolings) for half in pixels.tensor_split(2)]
+        halves = [encode(encoder, half, others, poolings, tokens_of) for half in pixels.tensor_split(2)]
         vectors = {key: torch.cat([half[0][key] for half in halves]) for key in halves[0][0]}
         return vectors, torch.cat([half[1] for half in halves])
     out = encoder(pixels, layers=others)
+    found = {encoder.depth: out, **dict(zip(others, out.layers, strict=True))}
     vectors = {
         (layer, _named(how, part)): part.pool(cast(Pooling, how)).float().cpu()
-        for layer, part in ((encoder.depth, out), *zip(others, out.layers, strict=True))
+        for layer, part in found.items()
         for how in poolings
     }
-    return vectors, out.patches
+    return vectors, found[tokens_of or encoder.depth].patches
 
 
 def pixel_features(canvases: CanvasSet, indices: Int64[np.ndarray, " n"], size: int = 32) -> Features:

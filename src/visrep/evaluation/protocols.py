@@ -92,7 +92,7 @@ ON_TOKENS: dict[str, Probe] = {
     "attentive-vjepa2": attentive_vjepa2,
     "attentive-efficient": attentive_efficient,
 }
-"""read the patch tokens of the last layer"""
+"""read the patch tokens of one layer"""
 ON_TOKENS_AS_PUBLISHED: dict[str, PaperProbe] = {
     "attentive-vjepa2@paper": attentive_vjepa2_as_published,
     "attentive-efficient@paper": attentive_efficient_as_published,

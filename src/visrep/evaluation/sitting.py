@@ -19,7 +19,7 @@ from visrep.evaluation.fitting import Images
 from visrep.evaluation.judging import judge, judge_copies, judge_tuned
 from visrep.evaluation.labels import check_classes
 from visrep.evaluation.poolings import assemble
-from visrep.evaluation.protocols import needs_images
+from visrep.evaluation.protocols import needs_images, reads_tokens
 from visrep.evaluation.results import Judged, Result
 from visrep.evaluation.robustness.base import Subjects
 from visrep.evaluation.robustness.registry import judge_robust
@@ -64,8 +64,11 @@ class Sitting:
         features = self._features("trained", identity, lambda: encoder)
         if features[0].labels is not None:  # again: unreadable images may have emptied a class
             check_classes(self.sides[0].source, features[0].labels.numpy())
+        counts = [len(part) for part in features]
         self._judge("trained", features, lambda: encoder)
-        return [len(part) for part in features]
+        del features  # tokens of one layer are in memory at a time
+        self._judge_tokens("trained", identity, lambda: encoder)
+        return counts
 
     def judge_twin(self, encoder: Encoder) -> None:
         """The untrained twin, which is built only when its features are not known. Cautions where there is none."""
@@ -78,8 +81,10 @@ class Sitting:
 
         calibrated = train.mark if self.store.folder is not None else ""
         made = {"untrained": self.seed, "calibrated on": calibrated, "torch": torch.__version__}
+        identity = {**_described(encoder), **made}
         try:
-            self._judge("untrained", self._features("untrained", {**_described(encoder), **made}, twin), twin)
+            self._judge("untrained", self._features("untrained", identity, twin), twin)
+            self._judge_tokens("untrained", identity, twin)
         except NoFreshWeights as reason:
             self._add("untrained", [], [str(reason)])
 
@@ -115,22 +120,43 @@ class Sitting:
 
         def of(side: Side) -> Features:
             def passed(layers: tuple[int, ...], tokens: bool) -> Features:
-                found = extract(
-                    network(),
-                    side.canvases,
-                    np.arange(len(side.source)),
-                    layers=layers,
-                    poolings=("auto", "mean"),
-                    tokens=tokens,
-                    device=self.device,
-                    progress=self.progress,
-                )
-                return replace(found, parts=found.vectors)
+                return self._passed(network(), side, layers, tokens)
 
             found = self.store.get(who, identity, side, asked.extracted, asked.tokens, passed)
             return replace(found, vectors=assemble(found.parts, asked.layers, asked.poolings, asked.depth))
 
         return [of(side) for side in self.sides]
+
+    def _features_of_layer(
+        self, who: str, identity: Mapping[str, Any], network: Callable[[], Encoder], layer: int
+    ) -> list[Features]:
+        """Vectors and patch tokens of one layer other than the last, on both sides."""
+
+        def of(side: Side) -> Features:
+            def passed(layers: tuple[int, ...], tokens: bool) -> Features:
+                return self._passed(network(), side, layers, tokens, layer)
+
+            found = self.store.get(who, {**identity, "tokens of": layer}, side, (layer,), True, passed)
+            return replace(found, vectors={key: part for key, part in found.parts.items() if key[0] == layer})
+
+        return [of(side) for side in self.sides]
+
+    def _passed(
+        self, encoder: Encoder, side: Side, layers: tuple[int, ...], tokens: bool, tokens_of: int = 0
+    ) -> Features:
+        """A pass over the images of one side."""
+        found = extract(
+            encoder,
+            side.canvases,
+            np.arange(len(side.source)),
+            layers=layers,
+            poolings=("auto", "mean"),
+            tokens=tokens,
+            tokens_of=tokens_of,
+            device=self.device,
+            progress=self.progress,
+        )
+        return replace(found, parts=found.vectors)
 
     def _judge(self, who: Judged, features: list[Features], network: Callable[[], Encoder] | None) -> None:
         """Through the protocols; without a network, through those that read features."""
@@ -148,6 +174,15 @@ class Sitting:
         self._add(who, *copies)
         subjects = Subjects(network(), train, fitted, test, judged, **how)
         self._add(who, *judge_robust(who, subjects, self.protocols, lenient=self.lenient))
+
+    def _judge_tokens(self, who: Judged, identity: Mapping[str, Any], network: Callable[[], Encoder]) -> None:
+        """The other layers that were asked for, in the protocols that read patch tokens."""
+        protocols = tuple(filter(reads_tokens, self.protocols))
+        how: dict[str, Any] = {"device": self.device, "seed": self.seed, "progress": self.progress}
+        for layer in sorted({*self.asked.layers} - {self.asked.depth}) if protocols else ():
+            train, test = self._features_of_layer(who, identity, network, layer)
+            self._add(who, *judge(who, train, test, protocols, lenient=self.lenient, **how))
+            del train, test  # before those of the next layer are made
 
     def _add(self, who: str, results: list[Result], cautions: list[str]) -> None:
         self.results.extend(results)

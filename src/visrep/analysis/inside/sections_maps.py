@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -89,20 +90,21 @@ def likeness_section(subject: Subject, point: tuple[float, float] | None) -> tup
         "Another patch: --point ACROSS DOWN, as shares."
     )
     few = embedded(tokens.patches)
-    start = (POINTS[0] if point is None else point)[::-1]
+    start = POINTS[0] if point is None else point
     body = "".join(strips) + _clickable(subject, few, (rows, columns), start)
-    return Section("Likeness to a patch", reading, body), {"mean cosine": numbers}
+    clickable = {"images": len(few.vectors), "bytes a patch": few.vectors.shape[-1], "error": few.error}
+    return Section("Likeness to a patch", reading, body), {"mean cosine": numbers, "clickable": clickable}
 
 
 def _clickable(subject: Subject, few: Embedded, size: tuple[int, int], start: tuple[float, float]) -> str:
-    """Pictures that show the map of the patch clicked; nothing in a browser without JavaScript."""
+    """Pictures that show the map of the patch clicked, of ``start`` first; nothing in a browser without JavaScript."""
     rows, columns = size
     colours = (np.asarray(mpl.colormaps["inferno"](np.arange(256)))[:, :3] * 255).astype(np.uint8)
     given = {
         "rows": rows,
         "columns": columns,
-        "row": int(start[0] * rows),
-        "column": int(start[1] * columns),
+        "row": int(start[1] * rows),
+        "column": int(start[0] * columns),
         "width": few.vectors.shape[-1],
         "scale": few.scale,
         "colours": base64.b64encode(colours.tobytes()).decode(),
@@ -114,10 +116,11 @@ def _clickable(subject: Subject, few: Embedded, size: tuple[int, int], start: tu
         f'<canvas width="{CLICKED}" height="{CLICKED}"></canvas></figure>'
         for picture in subject.pictures[: len(few.vectors)]
     ]
-    what = "image" if len(few.vectors) == 1 else f"{len(few.vectors)} images"
+    what = "this image" if len(few.vectors) == 1 else f"{len(few.vectors)} images"
     said = note(
         f"Click on a patch to compare all others, in {what}, with it. Cosines here come from vectors of "
-        f"{few.vectors.shape[-1]} bytes and are within {few.error:.2g} of the true ones."
+        f"{few.vectors.shape[-1]} bytes and are within {math.ceil(1000 * few.error) / 1000:g} of the true "
+        "ones."
     )
     script = files("visrep.analysis.inside").joinpath("likeness.js").read_text(encoding="utf-8")
     return (

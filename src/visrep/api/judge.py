@@ -148,7 +148,8 @@ def compare(
 ) -> Comparison:
     """Train methods under one budget and judge them, and finished runs, alike; writes comparison.json and .html.
 
-    ``entries`` are run folders and methods (``name``, ``name:preset``, your own file); a method is trained in
+    ``entries`` are run folders, kept encoders (``RUN/encoders`` for all that a run kept: `Run.keep_encoders`) and
+    methods (``name``, ``name:preset``, your own file); a method is trained in
     ``<out>/<name>``, or continued, or left as it is when it was finished there under the same terms. ``budget`` is
     a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.
     Judged on ``labelled``, else ``data``, as in `evaluate`; without labels, or with ``labels=False``, the order is by

@@ -32,7 +32,8 @@ def compare(
     Stopped? The same command continues: finished runs in out are kept, an unfinished one is resumed.
 
     Args:
-        entries: run folders and methods: METHOD, METHOD:PRESET or your own file
+        entries: run folders and methods: METHOD, METHOD:PRESET or your own file; RUN/encoders stands for all encoders
+            that a run kept (visrep pretrain --keep-encoders)
         data: images to train on and to judge on; default: those of the runs or presets, if they are the same
         budget: for each method, a time (90s, 30m, 2h) or images seen (500000, 500k); default: what the most demanding
             preset asks for

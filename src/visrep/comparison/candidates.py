@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from visrep.analysis.kept import FOLDER, kept_by, kept_encoders
 from visrep.api import override, with_encoder
 from visrep.config import Run
 from visrep.encoders.saved import WEIGHTS
@@ -57,9 +58,12 @@ class Candidate:
 def gather_candidates(entries: Sequence[str | Path], common: Common, out: Path) -> list[Candidate]:
     """Run folders, and methods (``simclr``, ``simclr:tiny``, ``mine.py``) to train into folders in ``out``.
 
+    Encoders that a run kept while it trained are entries too, ``RUN/encoders`` stands for all of them.
+
     Raises ValueError for fewer than two, the same twice, a folder that is not a finished run, and with the nearest
     names for a method, preset or setting that does not exist.
     """
+    entries = [one for entry in entries for one in _all_kept(entry)]
     candidates = [
         _finished(Path(entry)) if _is_run(entry) else _to_train(str(entry), common, out) for entry in entries
     ]
@@ -102,8 +106,22 @@ def _is_run(entry: str | Path) -> bool:
     return text not in method_files() and (len(path.parts) > 1 or path.is_dir())
 
 
+def _all_kept(entry: str | Path) -> list[str | Path]:
+    """The encoders that a run kept, for ``RUN/encoders``; else the entry itself. Raises ValueError for none."""
+    path = Path(entry)
+    run = path.resolve().parent
+    if path.name != FOLDER or not (run / "run.json").is_file():
+        return [entry]
+    if kept := kept_encoders(run):
+        return [path / folder.name for folder in kept.values()]
+    raise ValueError(
+        f"{run} kept no encoders. `visrep pretrain ... --keep-encoders` does, at each measurement."
+    )
+
+
 def _finished(path: Path) -> Candidate:
-    about = RunFolder(path).about()
+    kept = kept_by(path)
+    about = RunFolder(kept[0] if kept else path).about()
     if not (path / WEIGHTS).is_file():
         raise ValueError(
             f"{path} holds no {WEIGHTS}, its status is {about['status']!r}. Finish it with "

@@ -29,6 +29,7 @@ from visrep import load_encoder
 from visrep.analysis.diagnose import diagnose_encoder
 from visrep.analysis.layers import Amount
 from visrep.analysis.measures.registry import MEASURES
+from visrep.comparison.worth import WITHIN
 from visrep.config import save_json
 from visrep.data import open_source, open_splits
 from visrep.rundir import RunFolder
@@ -167,10 +168,13 @@ def _interval(runs: Sequence[Measured], key: str, resamples: int) -> tuple[float
 
 
 def within_methods(runs: Sequence[Measured]) -> list[Measured]:
-    """Runs as differences from the mean of their method: what is left to choose between seeds and settings."""
+    """Runs as differences from the mean of their method and network: what is left to choose between seeds and presets.
+
+    Another network alone changes most measures, so runs of it are not set against each other.
+    """
     differences = []
-    for name in dict.fromkeys(run.method for run in runs):
-        mine = [run for run in runs if run.method == name]
+    for same in dict.fromkeys((run.method, run.network) for run in runs):
+        mine = [run for run in runs if (run.method, run.network) == same]
         if len(mine) < 2:
             continue
         keys = set.intersection(*(set(run.good) for run in mine))
@@ -192,7 +196,7 @@ def groups(runs: Sequence[Measured], resamples: int) -> list[dict[str, Any]]:
         for kind in sorted({run.network for run in here}):
             alike = [run for run in here if run.network == kind]
             named[f"{data}, {len({run.method for run in alike})} methods with one encoder, {kind}"] = alike
-        named[f"{data}, seeds within methods"] = within_methods(here)
+        named[f"{data}, runs {WITHIN}"] = within_methods(here)
         for name, some in named.items():
             if values := correlations(some, resamples):
                 found.append({"name": name, "correlations": values})

@@ -200,9 +200,13 @@ def test_the_worth_of_a_measure_is_what_is_on_record(tmp_path: Path, monkeypatch
     correlation = {"n": 45, "spearman": 0.314, "kendall": 0.2, "low": 0.02, "high": 0.55}
     group = {"name": "cifar10-jpeg, 15 methods", "correlations": {"lidar": correlation}}
     (tmp_path / "label_free.json").write_text(json.dumps({"groups": [group]}))
-    (said,) = worth.measured_worth(measure("lidar"))
+    said, not_said = worth.measured_worth(measure("lidar"))
     assert "45 of our own runs" in said and "+0.31" in said and "+0.02 to +0.55" in said
+    assert "runs or checkpoints of one method has not been measured" in not_said
     assert worth.measured_worth(measure("clid")) == []
+    within = {**group, "name": "cifar10-jpeg, runs within methods"}
+    (tmp_path / "label_free.json").write_text(json.dumps({"groups": [group, within]}))
+    assert len(worth.measured_worth(measure("lidar"))) == 2
 
 
 @pytest.mark.parametrize("name", ["doctor", "diagnose", "similarity"])

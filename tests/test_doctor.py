@@ -19,7 +19,7 @@ from visrep.engine import start
 from visrep.log import TrainingLog
 from visrep.methods import method_files, preset
 from visrep.rundir import RunFolder
-from visrep.schedules import Constant
+from visrep.schedules import Constant, Warmup
 from visrep.views import TwoViews, View
 
 PLAIN = View(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0)
@@ -40,14 +40,14 @@ def trained(folder: Path, method: str, *, without: str = "", instead: str = "", 
     run = preset(f"{file}:tiny")[2]
     of_run = {
         name: changes.pop(name)
-        for name in ("epochs", "cache", "workers", "monitor_images")
+        for name in ("epochs", "cache", "workers", "monitor_images", "monitor_epochs")
         if name in changes
     }
-    lr = changes.pop("lr", run.optim.lr)
+    of_optim = {name: changes.pop(name) for name in ("lr", "multipliers") if name in changes}
     run = replace(
         run, out=str(folder / "run"), data="playground:n=64,size=32", epochs=14, batch=16, monitor_epochs=4
     )
-    run = replace(run, optim=replace(run.optim, lr=lr), method=replace(run.method, **changes))
+    run = replace(run, optim=replace(run.optim, **of_optim), method=replace(run.method, **changes))
     try:
         start(replace(run, **of_run), method=str(file), preset="tiny")
     except RuntimeError:
@@ -79,6 +79,49 @@ def test_a_thousandfold_learning_rate_is_blamed(tmp_path: Path) -> None:
     assert "learning rate" in found.cause and "optim.lr" in found.change
 
 
+def test_a_rate_that_rises_too_far_diverges_though_every_number_is_finite(tmp_path: Path) -> None:
+    """A thousand times MAE's rate at the end, in the decoder only, so that the features are not to blame."""
+    rising = Warmup(epochs=14, then=Constant(2.0))
+    spared = (("backbone*", Constant(1e-4)),)
+    checkup = trained(tmp_path, "mae", lr=rising, multipliers=spared)
+    assert [found.state for found in checkup.findings] == ["diverging"], checkup
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+    assert "The loss rose from" in checkup.verdict.evidence and "optim.clip" in checkup.verdict.change
+
+
+def test_nothing_learned_is_flat(tmp_path: Path) -> None:
+    """The loss of small batches wobbles by a tenth, so that the best of many lies that much below the first."""
+    checkup = trained(tmp_path, "simclr", lr=Constant(0.0))
+    assert [found.state for found in checkup.findings] == ["flat"], checkup
+    assert "The learning rate reached 0." in checkup.verdict.evidence and "optim.lr" in checkup.verdict.change
+
+
+def test_images_that_share_three_prototypes_are_a_cluster_collapse(tmp_path: Path) -> None:
+    """DINO's teacher with a softmax over the first three of its 32 prototypes: the others are dead."""
+    alive = "torch.nn.functional.pad(((t - center) / tau)[..., :3].softmax(-1), (0, t.shape[-1] - 3))"
+    checkup = trained(tmp_path, "dino", without="((t - center) / tau).softmax(-1)", instead=alive)
+    assert [found.state for found in checkup.findings] == ["cluster collapse"], checkup
+    assert "as many as 3 of 32 used evenly" in checkup.verdict.evidence
+    assert "method.center_momentum" in checkup.verdict.change
+
+
+def test_codes_that_are_not_balanced_give_all_images_one_prototype(tmp_path: Path) -> None:
+    softmax = "(x / epsilon).softmax(-1)"
+    checkup = trained(tmp_path, "swav", without="sinkhorn(x, epsilon, iterations)", instead=softmax)
+    assert [found.state for found in checkup.findings] == ["complete collapse"], checkup
+    assert "method.epsilon" in checkup.verdict.change and "center" not in checkup.verdict.change
+
+
+def test_nothing_that_decorrelates_leaves_few_directions(tmp_path: Path) -> None:
+    """VICReg of the features themselves, without its covariance term: each of them becomes the easiest one."""
+    checkup = trained(
+        tmp_path, "vicreg", without="self.head(x) for", instead="x for", w_covariance=0.0, lr=Constant(0.03),
+        monitor_epochs=1,
+    )  # fmt: skip
+    assert [found.state for found in checkup.findings] == ["dimensional collapse"], checkup
+    assert "nothing in the objective decorrelates" in checkup.verdict.cause
+
+
 def test_a_slow_reader_starves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Playground.read
 
@@ -93,7 +136,7 @@ def test_a_slow_reader_starves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_sound_runs_are_healthy(tmp_path: Path) -> None:
-    checkup = trained(tmp_path, "simclr")
+    checkup = trained(tmp_path, "mae")  # SimCLR's loss needs more steps to fall beyond its wobble
     assert checkup.healthy and len(checkup.findings) == 1, checkup
     assert [remark[:30] for remark in checkup.remarks] == ["Said at the start: Only 56 ste"]
 
@@ -163,6 +206,8 @@ NOT_FINITE = "The loss term 'mse' became nan at step 40 (epoch 1.00). Lower opti
         (record(n=0, about={"status": "failed", "message": NOT_FINITE}), ["diverging"], "became nan"),
         (record(about={"status": "failed", "message": "disk full"}), ["failed"], "disk full"),
         (record(epochs=FALLEN), ["dimensional collapse"], "RankMe 2.0"),
+        (record(epochs=[{"rankme": 2.6, "width": 32, "feature_std": 0.09}]), ["dimensional collapse"], "RankMe 2.6"),
+        (record(epochs=[{"rankme": 5.1, "width": 32, "feature_std": 0.09}]), ["healthy"], "RankMe 5.1"),
         (record(epochs=[{"feature_std": 0.001}]), ["complete collapse"], "one vector"),
         (record(monitor={"prototype_entropy": 0.3, "teacher_entropy": 0.1, "teacher_student_kl": 0.5},
                 epochs=KNN_FLAT), ["cluster collapse"], "as many as 4 of 128"),

@@ -172,7 +172,7 @@ def judged(start: float, end: float, n: int = 10_000, *, k: int = 20, who: str =
     ],
 )
 def test_few_directions_that_the_labels_like_are_narrow(evaluation: dict, state: State) -> None:
-    verdict = diagnose(steps_of(falling(0.07, 0.06)), NARROW, evaluation)
+    verdict = diagnose(steps_of(falling(0.07, 0.06, noise=0.002)), NARROW, evaluation)
     assert verdict.state == state
     said = "They are narrow and not collapsed: kNN finds 32.8 % of 10,000 images, 27.3 % with fresh weights"
     assert (said in verdict.evidence) == (state == "healthy")

@@ -156,6 +156,9 @@ class Run(Generic[MethodConfig]):
     """measure the representation every so many epochs, 0 for only at the end"""
     monitor_images: int = 2000
     """images used for that"""
+    keep_encoders: bool = False
+    """keep the encoder of every such moment in encoders/step-NNNNNN of the run folder, each as large as the encoder at
+    the end: to judge on its own, or to choose one with ``visrep compare RUN/encoders``"""
 
 
 def to_json(value: Any) -> Any:

@@ -362,6 +362,8 @@ def train(
                 progress.say(monitor.measure(module, at, loader.steps_per_epoch))
                 if lost := guard.check(module, at, loader.steps_per_epoch):
                     progress.say(f"The encoder unlearns what it began with: {lost}.")
+                if run.keep_encoders and fabric.is_global_zero:
+                    folder.keep_encoder(merged(module.encoder), step)
             # Ranks have clocks and signals of their own: the first one decides, at a moment that all of them reach.
             due = stop.requested or time.monotonic() - saved_at > 60 * run.checkpoint_minutes
             if ends or (fabric.world_size == 1 and due) or (written and fabric.broadcast(due)):

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -13,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from visrep.analysis.kept import kept_encoders, kept_folder
 from visrep.config import Run, from_json, save_json, to_json
+from visrep.encoders import save_encoder
+from visrep.method import Encoder
 
 
 class RunFolder:
@@ -86,12 +91,36 @@ class RunFolder:
         return lines
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps after ``step``: they will be taken again by the resumed run."""
+        """Drop metrics and encoders of steps after ``step``: they will be taken again by the resumed run."""
         if self.writes:
+            for later, folder in kept_encoders(self.path).items():
+                if later > step:
+                    shutil.rmtree(folder)
             kept = [json.dumps(line) + "\n" for line in self._lines() if line["step"] <= step]
             temporary = self.path / "metrics.jsonl.part"
             temporary.write_text("".join(kept))
             temporary.replace(self.path / "metrics.jsonl")
+
+    def keep_encoder(self, encoder: Encoder, step: int) -> None:
+        """Keep the encoder as it is after ``step``, in one move: a kill at any moment leaves a whole one or none.
+
+        Raises RuntimeError when it cannot be written (a full disk); nothing is left of it then.
+        """
+        if not self.writes:
+            return
+        folder = kept_folder(self.path, step)
+        temporary = folder.with_name(folder.name + ".part")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a kill
+        try:
+            save_encoder(temporary, encoder)
+            temporary.replace(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RuntimeError(
+                f"The encoder of step {step} could not be kept in {folder}: {error}. The last checkpoint is intact. "
+                f"Free some space (or delete encoders in {folder.parent} that you do not need), then "
+                f"`visrep pretrain --resume {self.path}`."
+            ) from error
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace checkpoint.pt in one move: a kill at any moment leaves the old one or the new one.

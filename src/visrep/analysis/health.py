@@ -54,6 +54,8 @@ GUESS = 1.05
 """loss over log k that counts as diverging in a student of prototypes"""
 FALL = 0.01
 """fall of the loss below its start, as a share of its scale, that counts as learning"""
+WOBBLES = 3.0
+"""standard errors that such a fall must be: the best of many noisy losses lies below the first by chance"""
 KNN_GAIN = 3.0
 """gain of the online kNN, in points, that outweighs a flat loss or a low rank if it is beyond its error"""
 
@@ -138,7 +140,12 @@ def _complete_collapse(signs: Signs) -> Verdict | None:
         "Set optim.lr to a third and lengthen its warm-up; check that targets are detached; for a "
         "contrastive method raise batch, which adds negatives."
     )
-    if one_hot:
+    if one_hot and not signs.entropy:
+        cause = "The codes give all images the same prototype or two: what makes them share all evenly is too weak."
+        change = (
+            "Raise method.epsilon and method.iterations, lower method.prototypes, set optim.lr to a third."
+        )
+    elif one_hot:
         cause = "The teacher gives all images the same prototype or two: centring is missing or too slow."
         change = (
             f"Lower method.center_momentum (0.9 follows ten steps), raise method.tau_teacher{_now(signs)}, "
@@ -200,7 +207,7 @@ def _learned(signs: Signs) -> bool:
 
 def _flat(signs: Signs) -> Verdict | None:
     """No fall of the loss, which a sharpening teacher is excused: its cross-entropy falls only later."""
-    fell = signs.start - signs.best > FALL * signs.scale
+    fell = signs.start - signs.best > FALL * signs.scale and signs.fall > WOBBLES
     sharpening = bool(signs.entropy) and signs.entropy[-1] <= UNIFORM
     if fell or sharpening or signs.knn_gain >= KNN_GAIN:
         return None

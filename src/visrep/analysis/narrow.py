@@ -8,8 +8,8 @@ LOW_SPREAD = 0.25
 """spread, below that of untrained networks, that counts as few directions together with `LOW_RANK`"""
 COLLAPSED_RANK = 0.03
 """rank share at which few directions are in use, whatever came before"""
-COLLAPSED_DIRECTIONS = 2.0
-"""RankMe at which few directions are in use, however narrow the encoder"""
+COLLAPSED_DIRECTIONS = 3.0
+"""RankMe at which few directions are in use, however narrow the encoder: sound runs end with five and more"""
 FALLEN_RANK = 0.12
 """rank share that counts as few directions when it also fell to half of its highest"""
 LOW_RANK = 0.2

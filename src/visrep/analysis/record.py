@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from visrep.analysis.kept import kept_by
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run folder, finished or not. Raises ValueError when ``path`` is not one."""
+    """Read a run folder, finished or not, or a kept encoder: its run as it stood then, with what the encoder's own
+    folder holds. Raises ValueError when ``path`` is neither.
+    """
+    if kept := kept_by(path):
+        return _as_it_stood(path, *kept)
     if not (path / "run.json").is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "no such folder"
         raise ValueError(
@@ -50,7 +56,6 @@ def read_run(path: Path) -> RunRecord:
             "Give the folder that pretraining wrote, the one with metrics.jsonl in it."
         )
     lines = _metrics(path / "metrics.jsonl")
-    evaluation, diagnostics = path / "evaluation.json", path / "diagnostics.json"
     pictures = _pictures(path / "pictures.npz")
     captions = pictures.pop("captions", np.empty((0, 2), dtype=str))  # runs of earlier versions have none
     return RunRecord(
@@ -58,13 +63,35 @@ def read_run(path: Path) -> RunRecord:
         about=json.loads((path / "run.json").read_text()),
         steps=[line for line in lines if line["kind"] == "step"],
         epochs=[line for line in lines if line["kind"] == "epoch"],
-        evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else {},
+        evaluation=_json(path / "evaluation.json"),
         pictures=pictures,
         unreadable=_unreadable(path / "unreadable.txt"),
-        diagnostics=json.loads(diagnostics.read_text()) if diagnostics.is_file() else {},
+        diagnostics=_json(path / "diagnostics.json"),
         retention=[line for line in lines if line["kind"] == "retention"],
         captions=dict(captions.tolist()),
     )
+
+
+def _as_it_stood(path: Path, run: Path, step: int) -> RunRecord:
+    record = read_run(run)
+    steps, epochs, retention = (
+        [line for line in lines if line["step"] <= step]
+        for lines in (record.steps, record.epochs, record.retention)
+    )
+    return replace(
+        record,
+        path=path,
+        steps=steps,
+        epochs=epochs,
+        retention=retention,
+        evaluation=_json(path / "evaluation.json"),
+        diagnostics=_json(path / "diagnostics.json"),
+        pictures={},
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _metrics(file: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -46,6 +47,8 @@ class Signs:
     """lowest smoothed loss so far"""
     loss: float
     """loss over the last records; the last one itself when that is not finite"""
+    fall: float
+    """how far the loss fell, in standard errors of its wobble from record to record; infinite where that is none"""
     peak_lr: float
     """highest learning rate so far; NaN when none is logged"""
     warming: bool
@@ -129,6 +132,24 @@ def _guessing(steps: Sequence[Record]) -> float:
     return (float(blurred["loss"]) - float(blurred["monitor"]["teacher_student_kl"])) / entropy
 
 
+def _fall(losses: Sequence[float], window: int) -> float:
+    """From the first records to the lowest median of a later part, in standard errors; parts are windows or thirds.
+
+    The median change between neighbours, less the trend, is 0.954 standard deviations of independent normal numbers;
+    the error of a median of n of them is 1.253 of their standard deviations over the root of n.
+    """
+    changes = [now - before for before, now in pairwise(losses)]
+    trend = median(changes) if changes else 0.0
+    wobble = median(abs(change - trend) for change in changes) / 0.954 if changes else 0.0
+    falls = []
+    for part, first in ((window, min(window, 10)), (max(1, len(losses) // 3),) * 2):
+        lowest = min(median(losses[i : i + part]) for i in range(0, len(losses) - part + 1, part))
+        error = 1.253 * wobble * math.sqrt(1 / part + 1 / first)
+        fell = median(losses[:first]) - lowest
+        falls.append(fell / error if error else math.copysign(math.inf, fell) if fell else 0.0)
+    return max(falls)
+
+
 def _judged(evaluation: Record) -> Gain | None:
     """kNN of the untrained twin and of the trained encoder, of its last layer."""
     found = [
@@ -162,6 +183,7 @@ def read_signs(steps: Sequence[Record], epochs: Sequence[Record], evaluation: Re
         # few records: the loss often falls fastest in the first steps
         start=median(finite[: min(window, 10)]),
         best=min(smooth),
+        fall=_fall(finite, window),
         loss=median(finite[-window:]) if math.isfinite(losses[-1]) else losses[-1],
         peak_lr=max(rates, default=math.nan),
         warming=len(rates) > 1 and rates[-1] == max(rates) > rates[-2],

@@ -152,8 +152,9 @@ def compare(
 ) -> Comparison:
     """Train methods under one budget and judge them, and finished encoders, alike; writes comparison.json and .html.
 
-    ``entries`` are methods (``name``, ``name:preset``, your own file), run folders, public encoders (see
-    `load_encoder`) and sheets, the ``out`` of `evaluate`. A method is trained in ``<out>/<name>``, or continued, or
+    ``entries`` are methods (``name``, ``name:preset``, your own file), run folders, kept encoders
+    (``RUN/encoders`` for all that a run kept: `Run.keep_encoders`), public encoders (see `load_encoder`) and sheets,
+    the ``out`` of `evaluate`. A method is trained in ``<out>/<name>``, or continued, or
     left as it is when it was finished there under the same terms. A sheet is not judged again: its numbers are
     compared where images and version of the protocol are those of the others, and notes say which are not. ``budget``
     is a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.

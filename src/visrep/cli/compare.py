@@ -35,7 +35,7 @@ def compare(
     Args:
         entries: methods to train (METHOD, METHOD:PRESET or your own file), run folders, public encoders (checkpoint or
             ONNX file, timm:NAME, hf:NAME, open_clip:NAME@TAG), and sheets (.json files of visrep evaluate, which are
-            not judged again)
+            not judged again); RUN/encoders stands for all encoders that a run kept (visrep pretrain --keep-encoders)
         data: images to train on and to judge on; default: those of the runs or presets, if they are the same
         budget: for each method, a time (90s, 30m, 2h) or images seen (500000, 500k); default: what the most demanding
             preset asks for

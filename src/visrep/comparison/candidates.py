@@ -10,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from visrep.analysis.kept import FOLDER, kept_by, kept_encoders
 from visrep.api import override, with_encoder
 from visrep.api.train import check_one_encoder
 from visrep.comparison.sheets import read_sheet
@@ -71,9 +72,12 @@ class Candidate:
 def gather_candidates(entries: Sequence[str | Path], common: Common, out: Path) -> list[Candidate]:
     """Methods (``simclr``, ``simclr:tiny``, ``mine.py``) to train into folders in ``out``, and what is finished.
 
+    Encoders that a run kept while it trained are entries too, ``RUN/encoders`` stands for all of them.
+
     Raises ValueError for fewer than two, the same twice, a folder that is not a finished run, a .json file that is no
     sheet, and with the nearest names for a method, preset or setting that does not exist.
     """
+    entries = [one for entry in entries for one in _all_kept(entry)]
     candidates = _named_apart([_candidate(entry, common, out) for entry in entries])
     names = [candidate.name for candidate in candidates]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -127,8 +131,22 @@ def _is_code(text: str) -> bool:
     return text.endswith(".py") or text.rpartition(":")[0].endswith(".py")
 
 
+def _all_kept(entry: str | Path) -> list[str | Path]:
+    """The encoders that a run kept, for ``RUN/encoders``; else the entry itself. Raises ValueError for none."""
+    path = Path(entry)
+    run = path.resolve().parent
+    if path.name != FOLDER or not (run / "run.json").is_file():
+        return [entry]
+    if kept := kept_encoders(run):
+        return [path / folder.name for folder in kept.values()]
+    raise ValueError(
+        f"{run} kept no encoders. `visrep pretrain ... --keep-encoders` does, at each measurement."
+    )
+
+
 def _finished(path: Path) -> Candidate:
-    about = RunFolder(path).about()
+    kept = kept_by(path)
+    about = RunFolder(kept[0] if kept else path).about()
     if not (path / WEIGHTS).is_file():
         raise ValueError(
             f"{path} holds no {WEIGHTS}, its status is {about['status']!r}. Finish it with "

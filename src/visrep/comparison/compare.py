@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from visrep.analysis.kept import kept_by
 from visrep.analysis.measures.registry import selector
 from visrep.analysis.record import read_run
 from visrep.analysis.report_compare import report_comparison
@@ -200,7 +201,12 @@ def _not_alike(left: Sequence[Candidate], efforts: Mapping[str, Effort], budget:
             )
     images = [took.images for took in efforts.values()]
     finished = any(candidate.run is None and not candidate.public for candidate in left)
-    if finished and max(images) > 1.05 * min(images):
+    kept = [kept_by(candidate.folder) for candidate in left]
+    if all(kept) and len({owner[0] for owner in kept if owner}) == 1:
+        said.append(
+            "These are moments of one run, whose learning rate had not come down at the earlier ones."
+        )
+    elif finished and max(images) > 1.05 * min(images):
         said.append(
             "Finished runs were trained on terms of their own: mind the images seen and the time beside the "
             "numbers."

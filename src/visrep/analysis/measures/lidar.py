@@ -44,8 +44,9 @@ LIDAR = Measure(
     name="lidar",
     title="LiDAR",
     variant="each image a class of its views; scatters with n - 1 and n (q - 1), delta 1e-4, eps 1e-8",
-    compares="Chooses between runs and checkpoints of one method with the same images, views and layer; it changes "
-    "with the number of images, views and the strength of the views, and does not rank methods or widths.",
+    compares="Was proposed to choose between runs and checkpoints of one method with the same images, views and layer "
+    "(arXiv:2312.04000); it changes with the number of images, views and the strength of the views, and does not rank "
+    "methods or widths.",
     better="higher",
     of=lidar,
     needs="views",

@@ -9,8 +9,8 @@ RANKME = Measure(
     name="rankme",
     title="RankMe",
     variant="entropy of singular values (not eigenvalues), not centred, eps 1e-7, not renormalised",
-    compares="Chooses between runs and checkpoints of one method with the same images, width and layer; it does not "
-    "rank methods or widths, and grows with the number of images.",
+    compares="Was proposed to choose between runs and checkpoints of one method with the same images, width and layer "
+    "(arXiv:2210.02885); it does not rank methods or widths, and grows with the number of images.",
     better="higher",
     of=rankme,
     over_width=True,

@@ -336,7 +336,7 @@ def train(
     saved_at = time.monotonic()
     step, lost = start, ""
     first = at_step(run, 0, total, loader.steps_per_epoch, fabric)
-    advice = [*source.notes, *advise(run, len(canvases.usable), first)]
+    advice = [*source.notes, *advise(run, len(canvases.usable), first, frames=source.frames)]
     folder.advise(advice)
     with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
         for sentence in advice:

@@ -39,7 +39,7 @@ from visrep.views import OneView, View
 PLAIN = View(scale=(0.2, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 """the paper's view: crop and flip"""
 SHOWN_RATIOS = (0.5, 0.75, 0.9)
-OTHER_RATIOS = f"reconstructions with {', '.join(f'{ratio:.0%}' for ratio in SHOWN_RATIOS)} hidden"
+OTHER_RATIOS = "reconstructions with 50%, 75%, 90% hidden"
 """of masks in pictures, besides the ratio of training"""
 
 

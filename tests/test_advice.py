@@ -44,6 +44,17 @@ def test_what_does_not_fit_is_told(run: Run, images: int, words: tuple[str, ...]
     assert any(all(word in sentence for word in words) for sentence in sentences), sentences
 
 
+def test_clips_as_long_as_views_are_told() -> None:
+    """Unless they are drawn, or views see a part of each that moves from epoch to epoch."""
+    run = replace(preset("videomae:small32")[2], data="films:frames=8")
+    at = At(0, 1000, 100, torch.Generator())
+    (sentence,) = advise(run, 6400, at, frames=8)
+    assert "same moments" in sentence and "'FOLDER:frames=12'" in sentence
+    assert not advise(run, 6400, at, frames=12)
+    assert not advise(replace(run, data="playground-video:frames=8"), 6400, at, frames=8)
+    assert not advise(replace(preset("mae:small32")[2], data="photos"), 6400, at)
+
+
 @pytest.mark.parametrize("name", [n for n in method_files() if "small32" in presets(load_method(n))])
 def test_the_small_presets_fit_their_data(name: str) -> None:
     assert not advice(preset(f"{name}:small32")[2], 10_000)

@@ -1,23 +1,35 @@
 """Documentation that is made from records and method files equals what they say now."""
 
+import base64
 import importlib.util
+import io
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
 
 from visrep.catalogue import catalogue
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
+def script(name: str) -> ModuleType:
+    """A file of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_docs", DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    return script("generate")
 
 
 def test_results_page_equals_the_records(generate: ModuleType):
@@ -61,3 +73,22 @@ def test_a_value_of_another_version_says_so_in_the_sheets(generate: ModuleType):
 
 def test_the_sheets_equal_their_records(generate: ModuleType):
     assert (DOCS / "sheets.md").read_text() == generate.sheets(), "run: python docs/generate.py"
+
+
+def test_the_drawing_of_masks_shows_the_masks():
+    """Cell by cell: the bytes of the drawing also depend on the versions of matplotlib and zlib."""
+    masks = script("masks")
+    drawing = ElementTree.parse(masks.FILE)
+    rows = masks.gallery()
+    words = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert words == [line for name in rows for line in name.split("\n")], "run: python docs/masks.py"
+    images = list(drawing.iter("{http://www.w3.org/2000/svg}image"))
+    colours = 255 * np.array([to_rgb(colour) for colour in masks.COLOURS])
+    for element, state in zip(images, chain.from_iterable(rows.values()), strict=True):
+        assert "scale(1 -1)" in element.attrib["transform"]  # stored upside down
+        png = element.attrib["{http://www.w3.org/1999/xlink}href"].partition(",")[2]
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))[::-1]
+        middles = [((np.arange(masks.SIDE) + 0.5) / masks.SIDE * n).astype(int) for n in pixels.shape[:2]]
+        cells = pixels[np.ix_(*middles)].reshape(-1, 3)
+        found = np.abs(cells[:, None] - colours).sum(2).argmin(1)
+        assert np.array_equal(found, state.numpy().reshape(-1)), "run: python docs/masks.py"

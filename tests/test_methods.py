@@ -154,3 +154,18 @@ def test_checks_catch_faults(check: str, tmp_path: Path) -> None:
     old, new = FAULTS[check]
     with pytest.raises(AssertionError, match=WORDS[check]):
         CHECKS[check](Case(toy(tmp_path, old, new)))
+
+
+def test_pictures_need_captions(tmp_path: Path) -> None:
+    """One for each picture, which names no more columns than there are."""
+    old = "    def after_step"
+    draws = (
+        "    def pictures(self, batch: Batch, at: At) -> dict[str, Tensor]:\n"
+        '        return {"crops": batch.crops[0].transpose(0, 1).sigmoid()}\n\n' + old
+    )
+    for caption in ("", "Two crops of an image.", "Columns: a crop; another; a third."):
+        said = f'    captions = {{"crops": "{caption}"}}\n\n' if caption else ""
+        with pytest.raises(AssertionError, match="picture 'crops' has 2 columns: say in `captions`"):
+            CHECKS["losses"](Case(toy(tmp_path, old, said + draws)))
+    said = '    captions = {"crops": "Columns: a crop; another, of the same image."}\n\n'
+    CHECKS["losses"](Case(toy(tmp_path, old, said + draws)))

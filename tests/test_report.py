@@ -201,7 +201,7 @@ def test_clips_play_and_stand_still_below_their_caption(tmp_path: Path) -> None:
     clips = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 40, 40, 3), dtype=np.uint8)
     captions = [("found <places>", "Columns: one; two & three; four.")]
     arrays = {"found <places>": clips, "views": clips[:, :, 0]}
-    np.savez_compressed(run / "pictures.npz", captions=np.array(captions), **arrays)
+    np.savez_compressed(run / "pictures.npz", allow_pickle=False, captions=np.array(captions), **arrays)
     file = report(run)
     page = Page(file)
     said = page.text["pictures-by-the-method"]

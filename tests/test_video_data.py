@@ -6,6 +6,7 @@ import builtins
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,30 @@ def at(seed: int = 0) -> At:
 # --- video files
 
 
-def write_video(path: Path, *, frames: int = 100, key_every: int = 10) -> Path:
-    """A video of 64 x 32 pixels, of which frame i shows i as eight stripes, black or white."""
+def write_video(
+    path: Path,
+    *,
+    frames: int = 100,
+    key_every: int = 10,
+    kind: str | None = None,
+    codec: str = "mpeg4",
+    moments: list[int] | None = None,
+) -> Path:
+    """A video of 64 x 32 pixels, of which frame i shows i as eight stripes, black or white.
+
+    ``kind`` is the container where the suffix does not say it; ``moments`` are when frames begin, in 25ths of a second.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25, options={"g": str(key_every)})
+    with av.open(str(path), "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=25, options={"g": str(key_every)})
         stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
         for i in range(frames):
             stripes = 255 * (i >> np.arange(8) & 1).astype(np.uint8)
             picture = np.tile(stripes.repeat(8)[None, :, None], (32, 1, 3))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if moments is not None:
+                frame.pts, frame.time_base = moments[i], Fraction(1, 25)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
@@ -66,7 +81,12 @@ def clip(source: Source, index: int) -> np.ndarray:
 
 def numbers(source: Source, index: int) -> list[int]:
     """Which frames of `write_video` are in a clip."""
-    stripes = clip(source, index).mean((1, 3)).reshape(-1, 8, 8).mean(2) > 127
+    return told(clip(source, index))
+
+
+def told(clip: np.ndarray) -> list[int]:
+    """The numbers that frames of `write_video` show."""
+    stripes = clip.mean((1, 3)).reshape(-1, 8, 8).mean(2) > 127
     return (stripes @ (1 << np.arange(8))).tolist()
 
 
@@ -99,6 +119,62 @@ def test_which_frames_are_read(tmp_path: Path, suffix: str):
         [22, 27, 32, 37],
         [37, 42, 47, 52],
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "codec", "frames"),
+    [
+        ("header.mp4", None, "mpeg4", 30),
+        ("whole.mkv", None, "mpeg4", 30),  # the container's duration
+        ("stream.mpg", "mpegts", "mpeg4", 30),  # the stream's
+        ("short.mkv", None, "mpeg4", 9),
+        ("wrong.mpg", None, "mpeg1video", 30),  # packets: it claims a fiftieth of a second
+        ("raw.m4v", "m4v", "mpeg4", 30),  # packets: there is no container
+    ],
+)
+def test_frames_are_counted_whatever_the_file_says(
+    tmp_path: Path, file: str, kind: str | None, codec: str, frames: int
+):
+    path = write_video(tmp_path / file, kind=kind, codec=codec, frames=frames)
+    totals: list[int] = []
+
+    def choose(total: int) -> list[int]:
+        totals.append(total)
+        return [0, total // 2, total - 1]
+
+    assert told(np.stack(film.read_film(path, choose))) == [0, frames // 2, frames - 1]
+    assert totals == [frames]
+
+
+def test_turned_videos_are_upright(tmp_path: Path):
+    """A phone held upright writes what its sensor saw and, in the header of the track, a quarter turn clockwise."""
+    whole = write_video(tmp_path / "a.mp4", frames=4).read_bytes()
+    plain, turned = (b"".join(x.to_bytes(4, "big", signed=True) for x in matrix) for matrix in (
+        (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    ))  # fmt: skip
+    place = whole.index(plain, whole.index(b"tkhd"))
+    (tmp_path / "b.mp4").write_bytes(whole[:place] + turned + whole[place + len(plain) :])
+    lying, upright = (film.read_film(tmp_path / f"{name}.mp4", lambda total: [1])[0] for name in "ab")
+    assert lying.shape == (32, 64, 3) and upright.shape == (64, 32, 3)
+    assert (
+        lying[:, :8].mean() > 127 > lying[:, 8:].mean()
+    )  # frame 1: a stripe at the left, which comes to the top
+    assert np.array_equal(upright, np.rot90(lying, -1))
+
+
+@pytest.mark.parametrize(("suffix", "step"), [(".mp4", 2), (".mkv", 1)])
+def test_frames_that_last_longer_stand_for_several_moments(tmp_path: Path, suffix: str, step: int):
+    """Moments are equally far apart, by the mean rate (mp4 knows it, mkv does not): the first frame from each on."""
+    moments = [*range(10), *range(12, 42, 3)]  # ten frames of a 25th of a second, ten three times as long
+    path = write_video(tmp_path / f"a{suffix}", frames=20, moments=moments)
+    found = told(np.stack(film.read_film(path, lambda total: list(range(total)))))
+    assert len(found) == 40 // step
+    for i, number in enumerate(found):
+        allowed = {
+            next((k for k, begins in enumerate(moments) if begins >= i * step - slack), 19)
+            for slack in ((0.5, 1) if step == 2 else (0,))
+        }  # half a step early counts as on time, or not: it is rounded
+        assert number in allowed, (i, number, allowed)
 
 
 def test_short_videos_repeat_their_last_frame(tmp_path: Path):

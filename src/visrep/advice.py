@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from visrep.config import Run
+from visrep.data.playgrounds import playground_settings
 from visrep.method import At
 from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
 
@@ -12,14 +13,18 @@ MEMORY = 5
 """a teacher that averages more than a fifth of the run's steps still looks like its start when the run ends"""
 
 
-def advise(run: Run, images: int, first: At) -> list[str]:
-    """What looks wrong with a run on so many images, each with the field to change; ``first`` is its first step."""
+def advise(run: Run, images: int, first: At, *, frames: int = 0) -> list[str]:
+    """What looks wrong with a run on so many images, each with the field to change; ``first`` is its first step.
+
+    ``frames`` is how many each clip of the data has, 0 for images.
+    """
     settings = vars(run.method)
     found = [
         _few_steps(first.total),
         _prototypes(settings.get("prototypes"), images),
         _queue(settings.get("queue"), images, run.batch),
         _teacher(settings.get("teacher_decay"), first),
+        _moments(run, frames),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -59,4 +64,14 @@ def _teacher(decay: object, first: At) -> str:
     return (
         f"The teacher averages {lasting} steps and the run has {first.total:,}: it would hardly leave its start. "
         f"Let method.teacher_decay begin at {max(0.0, 1 - 2 * MEMORY / first.total):.3g}, or train longer."
+    )
+
+
+def _moments(run: Run, frames: int) -> str:
+    wanted = run.method.views.frames
+    if not wanted or frames != wanted or playground_settings(run.data) is not None:
+        return ""  # in the playground the whole clip is one motion
+    return (
+        f"Clips and views have {frames} frames, so every epoch sees the same moments of each video. Give longer clips, "
+        f"as in --data 'FOLDER:frames={3 * frames // 2}': then each view begins at a random frame of its clip."
     )

@@ -215,7 +215,7 @@ class Method(nn.Module, ABC):
 
     needs_labels: ClassVar[bool] = False
     """True only for supervised methods: all others never see a label"""
-    captions: ClassVar[Mapping[str, str]] = {}
+    captions: ClassVar[dict[str, str]] = {}
     """what the columns of each of its `pictures` show, for readers of the report"""
 
     def __init__(self, cfg: Any) -> None:

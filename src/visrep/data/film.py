@@ -69,13 +69,16 @@ def _pick(decoded: Any, wanted: list[int], began: int, ticks: float) -> list[np.
 
 
 def _count(container: Any, stream: Any, ticks: Any) -> int:
-    """Frames of the stream: as its header says, by its duration, or by counting packets without decoding them."""
+    """Frames of the stream: as its header says, by its duration, or by counting packets without decoding them.
+
+    Durations of less than a second are not believed: they are wrong for short files of formats that do not store them,
+    and in short files packets are soon counted.
+    """
     if stream.frames:
         return stream.frames
-    if stream.duration:
-        return max(1, int(stream.duration / ticks))
-    if container.duration:  # in microseconds
-        return max(1, int(container.duration / 1_000_000 / (ticks * stream.time_base)))
+    seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) / 1_000_000
+    if seconds >= 1:
+        return int(seconds / (ticks * stream.time_base) + 0.5)
     n = sum(packet.size > 0 for packet in container.demux(stream))
     container.seek(0, stream=stream)
     if not n:

@@ -21,8 +21,8 @@ class Clips(Source):
 
     A single clip is the middle of its video; the last frame of a short video is repeated. A clip is the same in each
     epoch, so that it can be kept decoded: for other moments each time let it be longer than the views of it (``frames``
-    of a recipe). Labels are the top-level folders when every video lies in one, as in a folder of images.
-    Clips of one video are alike: `stratified_split` keeps them together.
+    of a recipe), see docs/video.md. Labels are the top-level folders when every video lies in one, as in a folder of
+    images. Clips of one video are alike: `stratified_split` keeps them together.
     """
 
     def __init__(

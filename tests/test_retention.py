@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import visrep
@@ -105,6 +106,8 @@ def test_a_stopped_run_ends_at_the_first_measurement_with_what_it_has(tmp_path: 
     assert [line["step"] for line in lines(folder)] == [8]
     assert RunFolder(folder).load_checkpoint()["step"] == 8
     assert not same(weights(folder), knowing().state_dict())
+    visrep.export(folder, "safetensors", tmp_path / "out", heads=True)
+    assert load_file(tmp_path / "out" / "heads.safetensors"), "encoder and heads are of one moment"
 
 
 def test_a_run_rolled_back_leaves_the_encoder_it_began_with(tmp_path: Path):
@@ -113,6 +116,13 @@ def test_a_run_rolled_back_leaves_the_encoder_it_began_with(tmp_path: Path):
     assert RunFolder(folder).about()["message"].startswith("guard.act=rollback: ")
     assert same(weights(folder), knowing().state_dict())
     assert not lines(folder)[0]["kept"]
+    other = (
+        r"of another moment.*kept the encoder of an earlier moment.*without --heads, or .*--guard\.act stop"
+    )
+    with pytest.raises(ValueError, match=other):
+        visrep.export(folder, "safetensors", tmp_path / "out", heads=True)
+    assert not (tmp_path / "out").exists()
+    visrep.export(folder, "safetensors", tmp_path / "out")
 
 
 def test_without_a_guard_nothing_is_compared(tmp_path: Path):

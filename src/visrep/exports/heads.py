@@ -37,16 +37,37 @@ def other_weights(run: Path, encoder: Encoder) -> tuple[dict[str, Tensor], str]:
         prefix for prefix, part in method.named_modules(remove_duplicate=False) if part is method.encoder
     ]
     for prefix in prefixes:
-        _check_same(encoder, state, prefix, run)
+        _check_same(encoder, state, prefix, folder)
     own = tuple(f"{prefix}." for prefix in prefixes)
     # copies: safetensors refuses tensors that share memory
     return {key: x.detach().clone().contiguous() for key, x in state.items() if not key.startswith(own)}, name
 
 
-def _check_same(encoder: Encoder, state: dict[str, Tensor], prefix: str, run: Path) -> None:
+def _check_same(encoder: Encoder, state: dict[str, Tensor], prefix: str, folder: RunFolder) -> None:
     for key, x in encoder.state_dict().items():
-        if not torch.equal(state[f"{prefix}.{key}"], x):
+        there = state.get(f"{prefix}.{key}")
+        if there is None or not torch.equal(there, x):
             raise ValueError(
-                f"checkpoint.pt in {run} is of another moment than encoder.safetensors: {key} differs. Let the run "
-                f"finish (`visrep pretrain --resume {run}`), or export without --heads."
+                f"checkpoint.pt in {folder.path} is of another moment than encoder.safetensors: {key} differs. "
+                f"{_what_to_do(folder)}"
             )
+
+
+def _what_to_do(folder: RunFolder) -> str:
+    if folder.about()["status"] != "stopped":
+        return f"Let the run finish (`visrep pretrain --resume {folder.path}`), or export without --heads."
+    adapt, guard = folder.run().adapt, folder.run().guard
+    if guard.act == "rollback":
+        return (
+            "The guard ended the run and kept the encoder of an earlier moment, the best one; other weights "
+            "of that moment were not kept. Export without --heads, or train again with --guard.act stop."
+        )
+    return (
+        "The guard ended the run "
+        + (
+            "before its low-rank additions were added up in the checkpoint. "
+            if adapt.lora_rank
+            else "early. "
+        )
+        + "Export without --heads."
+    )

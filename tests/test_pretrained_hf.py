@@ -273,8 +273,8 @@ def test_evaluate_and_embed_by_name(
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ({"size": {"height": 384, "width": 384}}, Preprocessing(384, 1.0)),
-        ({"size": 224}, Preprocessing(224, 1.0)),
+        ({"size": {"height": 384, "width": 384}}, Preprocessing(384, 1.0, squash=True)),
+        ({"size": 224}, Preprocessing(224, 1.0, squash=True)),
         (
             {"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True},
             Preprocessing(224, 0.875),

@@ -81,6 +81,16 @@ def test_errors(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(open_clip, "create_model", offline)
     with pytest.raises(ConnectionError, match="open_clip:tiny-vit@FILE"):
         visrep.load_encoder("open_clip:tiny-vit@openai")
+    for name, tag, said in (
+        (
+            "ViT-B-32",
+            "laion2b_s34b_b79k",
+            r"open_clip_model\.safetensors from .*co/laion/CLIP-ViT-B-32-laion2B\S+/tree",
+        ),
+        ("RN50", "openai", r"open_clip_model\.safetensors from .*co/timm/resnet50_clip\.openai/tree"),
+    ):
+        with pytest.raises(ConnectionError, match=rf"fetch {said}.* and give open_clip:{name}@FILE"):
+            visrep.load_encoder(f"open_clip:{name}@{tag}")
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError, match=r'pip install "visrep\[open_clip\]"'):
         visrep.load_encoder("open_clip:tiny-vit")

@@ -198,12 +198,35 @@ def test_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        ConnectionError, match=r"fetch model\.safetensors from .*timm/test_vit/.*timm:test_vit@FILE"
+        ConnectionError,
+        match=r"fetch model\.safetensors from .*co/timm/test_vit\.r160_in1k/.*timm:test_vit@FILE",
     ):
         visrep.load_encoder("timm:test_vit")
+    with pytest.raises(
+        ConnectionError, match=r"model\.safetensors from .*co/some/one/tree.*local-dir:FOLDER"
+    ):
+        visrep.load_encoder("timm:hf-hub:some/one")
+    with pytest.raises(ConnectionError, match=r"co/timm/resnet50\.a1_in1k/.*timm:resnet50\.a1_in1k@FILE"):
+        visrep.load_encoder("timm:resnet50.a1_in1k")
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r'pip install "visrep\[timm\]"'):
         visrep.load_encoder("timm:resnet18")
+
+
+def test_weights_of_other_patches_and_sizes_say_so(tmp_path: Path) -> None:
+    own: Any = timm.create_model("test_vit", patch_size=8)
+    torch.save(own.state_dict(), tmp_path / "patches.pth")
+    with pytest.raises(ValueError, match=r"Its patches are 8 x 8 pixels, the model's 16 x 16.*\*patch8\*"):
+        visrep.load_encoder(f"timm:test_vit@{tmp_path / 'patches.pth'}")
+    torch.save(timm.create_model("test_vit", img_size=96).state_dict(), tmp_path / "size.pth")
+    with pytest.raises(
+        ValueError, match=r"positions has 37 rows, the model's 101: take the model of the size"
+    ):
+        visrep.load_encoder(f"timm:test_vit@{tmp_path / 'size.pth'}")
+    weights = {**own.state_dict(), "patch_embed.proj.weight": torch.zeros(64, 3, 8, 4)}
+    torch.save(weights, tmp_path / "flat.pth")
+    with pytest.raises(ValueError, match=r"flat\.pth: Patches are 8 x 4 pixels.*square.*timm:NAME@FILE"):
+        visrep.load_encoder(tmp_path / "flat.pth")
 
 
 def test_models_without_layers_are_refused() -> None:

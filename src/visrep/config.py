@@ -64,6 +64,10 @@ class Adapt:
     they are added up in the saved encoder. 0 for none"""
     fresh: tuple[str, ...] = ()
     """filled in at the start: tokens that the method needs and the weights lack, which learn like heads"""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """filled in at the start: how the weights expect images to be resized, where they are judged and used"""
+    squash: bool = False
+    """filled in at the start: whether the weights expect images squashed whole, see `Preprocessing`"""
 
     def __post_init__(self) -> None:
         if min(self.size, self.freeze_epochs, self.train_blocks, self.lora_rank) < 0 or self.lr_scale <= 0:

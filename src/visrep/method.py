@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Pooling = Literal["auto", "cls", "mean", "cls+mean"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,10 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     frames: int = 0
     """of a clip; 0 for an encoder of images"""
+    interpolation: Interpolation = "bicubic"
+    """filter of the resize, always with antialiasing"""
+    squash: bool = False
+    """the image is squashed to a square first, and ``ratio`` is a share of both of its sides"""
 
 
 class Encoder(nn.Module, ABC):

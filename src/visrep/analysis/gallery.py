@@ -124,8 +124,8 @@ class Gallery:
 
     def seen(self, indices: np.ndarray) -> UInt8[np.ndarray, "m h w 3"]:
         """These images as the encoder gets them: cropped and resized, but with their colours."""
-        expects = self.encoder.preprocessing
-        return _pictures(self.canvases, self.canvases.usable[indices], expects.size, expects.ratio)
+        expects = replace(self.encoder.preprocessing, frames=0)
+        return _pictures(self.canvases, self.canvases.usable[indices], expects)
 
 
 def build_gallery(record: RunRecord, n: int) -> Gallery:
@@ -156,7 +156,7 @@ def build_gallery(record: RunRecord, n: int) -> Gallery:
         canvases=canvases,
         keys=[some.key(int(i)) for i in usable],
         features=features,
-        thumbnails=_pictures(canvases, usable, THUMBNAIL, 1.0),
+        thumbnails=_pictures(canvases, usable, Preprocessing(THUMBNAIL, ratio=1.0)),
         labels=None if some.labels is None else some.labels[usable],
         classes=_class_names(some),
     )
@@ -176,9 +176,9 @@ def _class_names(source: Source) -> tuple[str, ...]:
 
 
 def _pictures(
-    canvases: CanvasSet, indices: np.ndarray, size: int, ratio: float
+    canvases: CanvasSet, indices: np.ndarray, expects: Preprocessing
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    plain = Preprocessing(size=size, ratio=ratio, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    plain = replace(expects, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     images = center(canvases.get(indices), plain).clamp(0, 1)
     if images.ndim == 5:  # the middle frame stands for a clip
         images = images[:, images.shape[1] // 2]

@@ -39,8 +39,9 @@ def begin(run: Run) -> tuple[Run, Encoder]:
         patch_grid(
             views.preprocessing.size, views.preprocessing.size, config.patch
         )  # says what does not divide
-    method = replace(run.method, encoder=config, views=views)
-    return replace(run, method=method, adapt=replace(run.adapt, fresh=fresh)), encoder
+    method, seen = replace(run.method, encoder=config, views=views), encoder.preprocessing
+    adapted = replace(run.adapt, fresh=fresh, interpolation=seen.interpolation, squash=seen.squash)
+    return replace(run, method=method, adapt=adapted), encoder
 
 
 def check_kind(run: Run, encoder: Encoder) -> None:

@@ -22,10 +22,10 @@ from PIL import Image
 
 def pixels(path: str) -> torch.Tensor:
     image = Image.open(path).convert("RGB")
-    side = {ratio} * min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    image = image.resize(({size}, {size}), Image.Resampling.BICUBIC, box=box)
+    {across}
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, left + across, top + down)
+    image = image.resize(({size}, {size}), Image.Resampling.{filter}, box=box)
     x = torch.tensor(np.array(image)).permute(2, 0, 1) / 255
     mean, std = torch.tensor({mean}), torch.tensor({std})
     return ((x - mean[:, None, None]) / std[:, None, None]).unsqueeze(0)
@@ -33,6 +33,8 @@ def pixels(path: str) -> torch.Tensor:
 
 images = pixels("photo.jpg")
 """
+SQUARE = "across = down = {ratio} * min(image.size)"
+SQUASHED = "across, down = {ratio} * image.width, {ratio} * image.height"
 CLIPS = """\
 import torch
 
@@ -50,14 +52,20 @@ def images_code(seen: Preprocessing) -> str:
     """Python that makes ``images``."""
     if seen.frames:
         return CLIPS.format(frames=seen.frames, size=seen.size)
-    return PIXELS.format(ratio=seen.ratio, size=seen.size, mean=list(seen.mean), std=list(seen.std))
+    return PIXELS.format(
+        across=SQUASHED.format(ratio=seen.ratio) if seen.squash else SQUARE.format(ratio=seen.ratio),
+        filter=seen.interpolation.upper(),
+        size=seen.size,
+        mean=list(seen.mean),
+        std=list(seen.std),
+    )
 
 
 def preprocessing(seen: Preprocessing) -> str:
     """What images must go through, in words."""
     rows = [
-        ["what is seen", f"the central square, {100 * seen.ratio:.4g} % of the shorter side"],
-        ["size", f"{seen.size} x {seen.size} pixels, bicubic with antialiasing"],
+        ["what is seen", _part(seen)],
+        ["size", f"{seen.size} x {seen.size} pixels, {seen.interpolation} with antialiasing"],
         ["values", "RGB in [0, 1], minus mean, divided by std"],
         ["mean", ", ".join(f"{value:g}" for value in seen.mean)],
         ["std", ", ".join(f"{value:g}" for value in seen.std)],
@@ -65,6 +73,12 @@ def preprocessing(seen: Preprocessing) -> str:
     if seen.frames:
         rows.append(["frames", f"{seen.frames} from the middle of the clip"])
     return table(["", ""], rows)
+
+
+def _part(seen: Preprocessing) -> str:
+    if seen.squash:
+        return f"the middle {100 * seen.ratio:.4g} % of both sides, squashed to a square"
+    return f"the central square, {100 * seen.ratio:.4g} % of the shorter side"
 
 
 def results(evaluation: dict[str, Any]) -> str:

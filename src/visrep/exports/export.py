@@ -138,12 +138,7 @@ def _quantised(
 def _plain(encoder: Encoder) -> dict[str, Any]:
     """What images must go through, as JSON values for tools other than this one."""
     said = {name: value for name, value in to_json(encoder.preprocessing).items() if name != "type"}
-    return {
-        **said,
-        "interpolation": "bicubic",
-        "antialias": True,
-        "values": "RGB in [0, 1] before mean and std",
-    }
+    return {**said, "antialias": True, "values": "RGB in [0, 1] before mean and std"}
 
 
 def _result(out: Path, written: Written, found: list[Agreement], kind: Kind, paid: Cost | None) -> Export:

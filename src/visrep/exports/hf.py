@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visrep.config import save_json
 from visrep.encoders.pretrained.extras import extra
+from visrep.encoders.pretrained.hf import BILINEAR
 from visrep.encoders.pretrained.hf import load as load_hf
 from visrep.encoders.pretrained.hf_names import HEADS, official_names
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder
@@ -41,6 +42,8 @@ FEATURES = {
     "ResNetModel": "tokens.mean((2, 3))",
 }
 """of each class's last hidden state, as a user writes it"""
+BICUBIC = 3
+"""PIL's number of the filter"""
 OTHERS = """\
 import visrep
 
@@ -96,13 +99,14 @@ def without_bars() -> Iterator[None]:
 
 
 def processor(seen: Preprocessing) -> dict[str, Any]:
-    """The contents of ``preprocessor_config.json``: shorter side resized, then the central square."""
+    """The contents of ``preprocessor_config.json``: shorter side or both resized, then the central square."""
+    side = round(seen.size / seen.ratio)
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(seen.size / seen.ratio)},
-        "resample": 3,
+        "size": {"height": side, "width": side} if seen.squash else {"shortest_edge": side},
+        "resample": BILINEAR if seen.interpolation == "bilinear" else BICUBIC,
         "do_center_crop": True,
         "crop_size": {"height": seen.size, "width": seen.size},
         "do_rescale": True,

@@ -176,9 +176,9 @@ def pretrained_cfg(seen: Preprocessing, channels: int) -> dict[str, Any]:
     return {
         "input_size": [channels, seen.size, seen.size],
         "fixed_input_size": False,
-        "interpolation": "bicubic",
+        "interpolation": seen.interpolation,
         "crop_pct": seen.ratio,
-        "crop_mode": "center",
+        "crop_mode": "squash" if seen.squash else "center",
         "mean": list(seen.mean),
         "std": list(seen.std),
         "num_classes": 0,

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-Interpolation = Literal["bilinear", "bicubic"]
+from visrep.method import Interpolation
+
 RADIUS: dict[Interpolation, int] = {"bilinear": 1, "bicubic": 2}
 EDGE = 1e-3
 """a box that reaches less than this into a pixel does not use it: fractions are rounded numbers"""

@@ -142,7 +142,7 @@ def _crop(pixels: Tensor, index: Tensor, chosen: Parameters, how: Resize) -> Flo
 
 
 def center(canvases: Canvases, preprocessing: Preprocessing) -> Float[Tensor, "b *t 3 o o"]:
-    """The central square of every image, resized and normalised for an encoder. Deterministic.
+    """The central square of every image, or of it squashed, resized and normalised for an encoder. Deterministic.
 
     Of clips the middle frames, as many as the encoder expects, or all for an encoder of images.
     Raises ValueError for images or too short clips where it expects clips.
@@ -155,9 +155,10 @@ def center(canvases: Canvases, preprocessing: Preprocessing) -> Float[Tensor, "b
         first = (pixels.shape[1] - t) // 2
         pixels = pixels[:, first : first + t].transpose(1, 2).flatten(1, 2)  # b (3 t) s s
     b, s = len(canvases), pixels.shape[-1]
-    share = preprocessing.ratio * sizes.amin(1, keepdim=True) / sizes  # b 2: of height and width
+    square = torch.ones_like(sizes) if preprocessing.squash else sizes.amin(1, keepdim=True) / sizes
+    share = preprocessing.ratio * square  # b 2: of height and width
     boxes = torch.cat([(1 - share) / 2, share], dim=1).float() * s
-    how = plan_resize(s, preprocessing.size, "bicubic", 0.0, pixels.device)
+    how = plan_resize(s, preprocessing.size, preprocessing.interpolation, 0.0, pixels.device)
     y, x = make_axes(
         boxes, torch.zeros_like(share[:, 0], dtype=torch.bool), torch.zeros_like(share[:, 0]), how
     )

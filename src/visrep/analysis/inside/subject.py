@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,7 @@ from visrep.data.split import stratified_split
 from visrep.encoders.checks import NoFreshWeights
 from visrep.evaluation.features import Features, evaluation_mode, extract
 from visrep.evaluation.untrained import untrained_twin
-from visrep.method import Encoder, Pooling, Preprocessing, Tokens
+from visrep.method import Encoder, Pooling, Tokens
 from visrep.views import center
 
 PROBED = 1000
@@ -55,7 +55,7 @@ class Subject:
     def pictures(self) -> UInt8[np.ndarray, "n h w 3"]:
         """The same with their own colours."""
         expects = self.encoder.preprocessing
-        plain = Preprocessing(expects.size, expects.ratio, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        plain = replace(expects, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), frames=0)
         images = center(self.shown.get(self.shown.usable), plain).clamp(0, 1)
         return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
 

@@ -21,6 +21,8 @@ from visrep.nn.transformer import MlpKind
 
 Weights = dict[str, Tensor]
 E = TypeVar("E", bound=torch.nn.Module)
+BY_NAME = "Take the model that they belong to as it is: timm:NAME@FILE, or hf:FOLDER of them and config.json."
+"""what can be done with weights that ours cannot hold"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ def to_vit(weights: Weights, untold: Untold) -> VisionTransformer:
     weights = joined(weights)
     kernel = taken(weights, "patch_embed.proj.weight")
     if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
-        raise ValueError(f"Patches have shape {tuple(kernel.shape[2:])}; this encoder needs square ones.")
+        raise ValueError(
+            f"Patches are {' x '.join(map(str, kernel.shape[2:]))} pixels, and this project's ViT has square ones of "
+            f"two dimensions. {BY_NAME}"
+        )
     width, channels, patch, _ = kernel.shape
     weights["patch_embed.proj.weight"] = kernel.flatten(1)
     for name in ("cls_token", "mask_token", "register_tokens"):
@@ -112,7 +117,7 @@ def filled(encoder: E, weights: Weights) -> E:
         if expected.get(name) != found.get(name):
             raise ValueError(
                 f"The weights do not fit this project's {type(encoder).__name__}: {name} should be "
-                f"{expected.get(name, 'absent')} and is {found.get(name, 'absent')}."
+                f"{expected.get(name, 'absent')} and is {found.get(name, 'absent')}. {BY_NAME}"
             )
     encoder.load_state_dict(weights)
     return encoder.eval()

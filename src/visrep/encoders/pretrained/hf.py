@@ -18,6 +18,11 @@ from visrep.encoders.pretrained.hf_names import HEADS, official_names
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel, size_of
 from visrep.method import Encoder, Preprocessing
 
+BILINEAR = 2
+"""PIL's number of the filter"""
+UNCROPPED = 384
+"""side in pixels from which on ConvNeXt's image processor squashes"""
+
 
 def load(name: str) -> Encoder:
     """The encoder ``name``: a repository on the hub, or a folder with ``config.json`` and ``model.safetensors``.
@@ -117,18 +122,35 @@ def said(name: str) -> dict[str, Any]:
 
 
 def read_preprocessing(said: dict[str, Any], image: int, frames: int = 0) -> Preprocessing:
-    """``said``: the contents of ``preprocessor_config.json``; ``image``: the size where it names none."""
+    """``said``: the contents of ``preprocessor_config.json``; ``image``: the size where it names none.
+
+    Other filters than bilinear count as bicubic.
+    """
     resized = shortest(said.get("size"))
     cropped = shortest(said.get("crop_size")) if said.get("do_center_crop", False) else 0
     size = cropped or resized or image
     normal = said.get("do_normalize", True)
+    squash = is_squashed(said, resized, bool(cropped))
+    uncropped = 1.0 if squash else float(said.get("crop_pct") or 1.0)
     return Preprocessing(
         size=size,
-        ratio=min(1.0, size / resized) if cropped and resized else float(said.get("crop_pct") or 1.0),
+        ratio=min(1.0, size / resized) if cropped and resized else uncropped,
         mean=triple(said.get("image_mean", Preprocessing.mean)) if normal else (0.0, 0.0, 0.0),
         std=triple(said.get("image_std", Preprocessing.std)) if normal else (1.0, 1.0, 1.0),
         frames=frames,
+        interpolation="bilinear" if said.get("resample") == BILINEAR else "bicubic",
+        squash=squash,
     )
+
+
+def is_squashed(said: dict[str, Any], resized: int, cropped: bool) -> bool:
+    """Whether an image processor resizes both sides at once, and not the shorter one."""
+    if not resized or not said.get("do_resize", True):
+        return False
+    kind = said.get("image_processor_type") or said.get("feature_extractor_type") or ""
+    if kind.startswith("ConvNext"):
+        return resized >= UNCROPPED
+    return "height" in said["size"] if isinstance(said["size"], dict) else not cropped
 
 
 def shortest(size: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,4 +90,4 @@ def expected(images: Any, path: Path) -> Preprocessing:
         return Preprocessing(size)
     said = read_preprocessing(json.loads(beside.read_text()), size)
     fixed = isinstance(height, int) or isinstance(width, int)
-    return Preprocessing(size if fixed else said.size, said.ratio, said.mean, said.std)
+    return replace(said, size=size) if fixed else said

@@ -41,12 +41,21 @@ def load(name: str) -> Encoder:
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, OSError) or "download" in reason:
             raise ConnectionError(
-                f"the weights {weights} of open_clip:{name} cannot be had ({reason}). Without a network, fetch their "
-                f"file and give open_clip:{name}@FILE."
+                f"the weights {weights} of open_clip:{name} cannot be had ({reason}). Without a network, fetch "
+                f"{_file_of(name, weights)} and give open_clip:{name}@FILE."
             ) from error
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(f"open_clip:{name}@{weights}: {reason} Tags of {name}: {tags}.") from error
     return wrap(OpenClipModel(name), model.visual)
+
+
+def _file_of(name: str, tag: str) -> str:
+    """Which file holds the weights, and where it is."""
+    said = extra("open_clip").get_pretrained_cfg(name, tag)
+    if not said.get("hf_hub"):
+        return said.get("url") or "their file"
+    repository, _, file = said["hf_hub"].rpartition("/")
+    return f"{file or 'open_clip_model.safetensors'} from https://huggingface.co/{repository}/tree/main"
 
 
 def wrap(config: OpenClipModel, visual: nn.Module) -> Encoder:
@@ -59,7 +68,14 @@ def wrap(config: OpenClipModel, visual: nn.Module) -> Encoder:
     )
     said = own.preprocess_cfg
     size = said["size"] if isinstance(said["size"], int) else min(said["size"])
-    encoder.preprocessing = Preprocessing(size, ratio=1.0, mean=tuple(said["mean"]), std=tuple(said["std"]))
+    encoder.preprocessing = Preprocessing(
+        size,
+        ratio=1.0,
+        mean=tuple(said["mean"]),
+        std=tuple(said["std"]),
+        interpolation="bilinear" if said.get("interpolation") == "bilinear" else "bicubic",
+        squash=said.get("resize_mode") == "squash",
+    )
     return encoder.eval()
 
 

@@ -59,14 +59,27 @@ def create(name: str, weights: str) -> nn.Module:
         if name.startswith("local-dir:"):
             raise FileNotFoundError(f"timm:{name}: {_short(error)}") from error
         raise ConnectionError(
-            f"the weights of timm:{name} cannot be had ({_short(error)}). Without a network, fetch model.safetensors "
-            f"from https://huggingface.co/timm/{name}/tree/main and give timm:{name}@FILE."
+            f"the weights of timm:{name} cannot be had ({_short(error)}). Without a network, {_by_hand(name)}."
         ) from error
     except RuntimeError as error:
         raise ValueError(f"timm:{name}: {_short(error)}") from error
     if weights not in ("", RANDOM):
         fill(model, Path(weights))
     return model
+
+
+def _by_hand(name: str) -> str:
+    """Which files to fetch from where, and what to give then."""
+    if name.startswith("hf-hub:"):
+        page = f"https://huggingface.co/{name.removeprefix('hf-hub:')}/tree/main"
+        return f"fetch config.json and model.safetensors from {page} into one folder and give timm:local-dir:FOLDER"
+    said: Any = extra("timm").models.get_pretrained_cfg(name)
+    if said and said.hf_hub_id:
+        file = said.hf_hub_filename or "model.safetensors"
+        return (
+            f"fetch {file} from https://huggingface.co/{said.hf_hub_id}/tree/main and give timm:{name}@FILE"
+        )
+    return f"fetch {said.url if said and said.url else 'its weights'} and give timm:{name}@FILE"
 
 
 def fill(model: nn.Module, path: Path) -> None:
@@ -82,8 +95,29 @@ def fill(model: nn.Module, path: Path) -> None:
             shape = tuple(found[name].shape) if name in found else "absent"
             raise ValueError(
                 f"{path} does not fit timm's {type(model).__name__}: {name} should be {tuple(x.shape)} and is {shape}."
+                + _other_patches(model.state_dict(), found)
             )
     model.load_state_dict(found, strict=False)
+
+
+def _other_patches(own: Weights, found: Weights) -> str:
+    """What to do where the weights are of other patches, or of another size of images, "" otherwise."""
+    kernel, table = "patch_embed.proj.weight", "pos_embed"
+    if kernel not in own or kernel not in found:
+        return ""
+    (wanted, there) = (" x ".join(map(str, weights[kernel].shape[-2:])) for weights in (own, found))
+    if wanted != there:
+        side = found[kernel].shape[-1]
+        return (
+            f" Its patches are {there} pixels, the model's {wanted}: take the model of these patches, one of "
+            f"timm.list_models('*patch{side}*')."
+        )
+    if table in own and table in found and own[table].shape != found[table].shape:
+        return (
+            f" Its table of positions has {found[table].shape[1]} rows, the model's {own[table].shape[1]}: take the "
+            "model of the size of images or the tokens that these weights are of; names end with the size."
+        )
+    return ""
 
 
 def encoder_of(config: TimmModel, model: nn.Module) -> Encoder:
@@ -116,7 +150,7 @@ def convert(model: Any) -> Encoder | None:
 
 
 def preprocessing(said: dict[str, Any], otherwise: Preprocessing) -> Preprocessing:
-    """What a ``pretrained_cfg`` says."""
+    """What a ``pretrained_cfg`` says. Other filters than bilinear count as bicubic, borders as none."""
     if not said:
         return otherwise
     return Preprocessing(
@@ -124,6 +158,8 @@ def preprocessing(said: dict[str, Any], otherwise: Preprocessing) -> Preprocessi
         ratio=float(said.get("crop_pct") or 1.0),
         mean=tuple(said["mean"]),
         std=tuple(said["std"]),
+        interpolation="bilinear" if said.get("interpolation") == "bilinear" else "bicubic",
+        squash=said.get("crop_mode") == "squash",
     )
 
 

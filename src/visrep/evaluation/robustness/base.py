@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -125,7 +125,7 @@ def answers(
 
 def squares(images: Images, expects: Preprocessing) -> UInt8[np.ndarray, "n h w 3"]:
     """The images as the encoder gets them, in 8 bits: their central squares, resized, with their own colours."""
-    plain = Preprocessing(expects.size, expects.ratio, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    plain = replace(expects, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), frames=0)
     parts = [
         center(images.canvases.get(index.numpy()), plain).clamp(0, 1) for index in images.index.split(BATCH)
     ]

@@ -100,6 +100,11 @@ def test_list_names_every_method_with_its_status(
         (("pretrain", "simlcr"), "Perhaps you meant simclr"),
         (("pretrain", "simclr:huge"), "no preset 'huge'"),
         (("pretrain", "simclr:tiny", "--encoder", "vit_huge"), "no encoder 'vit_huge'"),
+        (
+            ("pretrain", "simclr:tiny", "--encoder", "vit_tiny", "--init", "runs/a"),
+            "Give init alone to continue",
+        ),
+        (("pretrain", "distill:tiny", "--teacher"), "--teacher needs a name"),
         (("pretrain", "simclr:tiny", "--data", "/no/such/folder"), "/no/such/folder"),
         (("pretrain", "--resume", "/no/such/run"), "not a run folder"),
         (("evaluate", "/no/such/run", "--data", "playground:n=40,size=32"), "/no/such/run"),

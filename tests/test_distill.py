@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from _extras import needs
 from conformance import images, moment
-from visrep.encoders import ResNet, ViT, save_encoder
+from visrep import cli
+from visrep.encoders import ResNet, ViT, load_encoder, save_encoder
+from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
 from visrep.functional import dino_loss, entropy, masked_patch_loss
 from visrep.method import Encoder, Preprocessing
 from visrep.methods.distillation.dinov3 import gram_loss
 from visrep.methods.distillation.distill import Config, Distill, code_loss, feature_loss, relation_loss, tiny
+from visrep.rundir import RunFolder
 from visrep.views import draw
 
 VIT = ViT(image=32, patch=8, width=32, depth=2, heads=2)
@@ -162,6 +168,25 @@ def test_anchors_are_the_teachers_vectors_of_the_last_batches(tmp_path: Path):
     taught = F.normalize(method._teach(batch.crops[0][0]).pool(), dim=-1)
     torch.testing.assert_close(method.images.rows, torch.cat([taught, -taught]))
     assert method.patches.rows.norm(dim=1).sub(1).abs().max() < 1e-5
+
+
+def test_a_model_of_timm_teaches_by_the_short_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    needs("timm")
+    words = "--data playground:n=32,size=32 --epochs 1 --batch 16 --method.teacher-size 64 --encoder resnet_narrow"
+    for number, flag in enumerate(
+        ("--teacher timm:test_efficientnet@random", "--teacher=timm:test_vit@random")
+    ):
+        out = tmp_path / str(number)
+        arguments = ["visrep", "pretrain", "distill:tiny", *flag.split(), *words.split(), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        cli.main()
+        folder = RunFolder(out)
+        assert folder.run().method.teacher == flag.replace("=", " ").split()[1]
+        assert type(load_encoder(out).config) is ResNet
+        losses = [line["loss"] for line in folder.metrics("step")]
+        assert losses and all(math.isfinite(loss) for loss in losses)
+    teacher: Any = distill("timm:test_efficientnet@random", teacher_size=64).teacher.encoder
+    assert isinstance(teacher, TimmEncoder) and not any(p.requires_grad for p in teacher.parameters())
 
 
 def test_what_can_be_given_is_said(tmp_path: Path):

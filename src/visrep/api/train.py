@@ -30,10 +30,11 @@ def with_encoder(run: Run, name: str) -> Run:
 
     Where both are like a ViT, cls, mask and register tokens stay those that the method was given; Swin keeps the mask
     token.
-    Raises ValueError with the names there are.
+    Raises ValueError with the names there are, and for a run that begins with weights, whose network is theirs.
     """
     from visrep.encoders import NAMED, Swin, ViTLike
 
+    check_one_encoder(name, run.init)
     if name not in NAMED:
         raise ValueError(f"There is no encoder {name!r}. Available: {', '.join(NAMED)}.")
     encoder, old = NAMED[name], run.method.encoder
@@ -45,6 +46,15 @@ def with_encoder(run: Run, name: str) -> Run:
         if isinstance(old, ViTLike):
             encoder = replace(encoder, cls=old.cls, mask_token=old.mask_token, registers=old.registers)
     return override(run, "method.encoder", encoder)
+
+
+def check_one_encoder(encoder: str, init: str) -> None:
+    """Raises ValueError for an encoder with fresh weights beside one to continue with."""
+    if encoder and init:
+        raise ValueError(
+            f"encoder={encoder} asks for fresh weights, and init={init} for those of an encoder, whose network then is "
+            "trained. Give init alone to continue with it, or encoder alone to begin anew."
+        )
 
 
 def pretrain(
@@ -75,6 +85,7 @@ def pretrain(
         run = with_encoder(run, encoder)
     for path, value in (overrides or {}).items():
         run = override(run, path, value)
+    check_one_encoder(encoder, run.init)
     return start(
         run, method=method.split(":")[0], preset=preset_name, overrides=tuple(map(str, overrides or ()))
     )

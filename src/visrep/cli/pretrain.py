@@ -11,7 +11,7 @@ from rich.console import Console
 
 def pretrain(arguments: list[str]) -> None:
     """``visrep pretrain``: the flags after the method are the leaf fields of its `Run`."""
-    from visrep.api import with_encoder
+    from visrep.api.train import check_one_encoder, with_encoder
     from visrep.engine import resume, start
     from visrep.methods import preset
 
@@ -34,17 +34,31 @@ def pretrain(arguments: list[str]) -> None:
         method = arguments[0] if arguments[0].endswith(".py") else arguments[0].split(":")[0]
         _, name, run = preset(arguments[0])
         flags = arguments[1:]
-    if "--encoder" in flags:
-        at = flags.index("--encoder")
-        if at + 1 == len(flags):
-            raise ValueError("--encoder needs a name, such as --encoder vit_small.")
-        run = with_encoder(run, flags[at + 1])
-        fields = flags[:at] + flags[at + 2 :]
-    else:
-        fields = flags
+    encoder, fields = taken("--encoder", flags, example="vit_small")
+    if encoder:
+        run = with_encoder(run, encoder)
+    if "teacher" in vars(run.method):
+        teacher, fields = taken("--teacher", fields, example="timm:NAME")
+        fields += ["--method.teacher", teacher] if teacher else []
     kind = tyro.conf.AvoidSubcommands[type(run)[type(run.method)]]  # pyright: ignore
     run = tyro.cli(kind, default=run, args=fields, prog=f"visrep pretrain {method}:{name}")
+    check_one_encoder(encoder, run.init)
     finish(start(run, method=method, preset=name, overrides=tuple(flags)))
+
+
+def taken(flag: str, flags: list[str], *, example: str) -> tuple[str, list[str]]:
+    """The value of a flag that is short for others, "" without it; and the other flags.
+
+    Raises ValueError without a value.
+    """
+    for at, word in enumerate(flags):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2], flags[:at] + flags[at + 1 :]
+        if word == flag:
+            if at + 1 == len(flags):
+                raise ValueError(f"{flag} needs a name, such as {flag} {example}.")
+            return flags[at + 1], flags[:at] + flags[at + 2 :]
+    return "", flags
 
 
 def finish(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visrep.api import override, with_encoder
+from visrep.api.train import check_one_encoder
 from visrep.config import Run
 from visrep.encoders.saved import WEIGHTS
 from visrep.methods import load_method, method_class, method_files, preset
@@ -141,6 +142,7 @@ def _configured(run: Run, common: Common) -> tuple[Run, tuple[str, ...]]:
             _check_kind(path, attrgetter(path)(run), value)
         run = override(run, path, value)
         changed.append(f"{path}={value}")
+    check_one_encoder(common.encoder, run.init)
     if run.devices != 1:
         raise ValueError(f"devices={run.devices}: methods are compared on one device. Leave it at 1.")
     return run, tuple(changed)

@@ -97,4 +97,4 @@ def _pooling(model: Any, tokens: Tensor) -> str:
 
 def _before(model: Any) -> int:
     """Tokens before those of the patches."""
-    return getattr(model, "num_prefix_tokens", 0)
+    return vars(model).get("num_prefix_tokens", 0)

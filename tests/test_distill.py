@@ -172,7 +172,7 @@ def test_anchors_are_the_teachers_vectors_of_the_last_batches(tmp_path: Path):
 
 def test_a_model_of_timm_teaches_by_the_short_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     needs("timm")
-    words = "--data playground:n=24,size=32 --epochs 1 --batch 12 --method.teacher-size 64 --encoder resnet_narrow"
+    words = "--data playground:n=32,size=32 --epochs 1 --batch 16 --method.teacher-size 64 --encoder resnet_narrow"
     for number, flag in enumerate(
         ("--teacher timm:test_efficientnet@random", "--teacher=timm:test_vit@random")
     ):

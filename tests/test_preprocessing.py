@@ -38,8 +38,8 @@ WAYS = [
     for kind in ("bilinear", "bicubic")
     for squash in (False, True)
 ]
-SHAPES = [(60, 90), (150, 225), (720, 480)]
-"""height and width of images: smaller than what is seen, a little larger, much larger than a canvas. Crops of others
+SHAPES = [(60, 90), (300, 450), (720, 480)]
+"""height and width of images: smaller than what is seen, larger, much larger than a canvas. Crops of other shapes
 begin between two pixels, and other tools move them by up to half a pixel: more than filters differ"""
 
 

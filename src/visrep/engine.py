@@ -313,7 +313,8 @@ def train(
     if run.start_from and not resume:
         take_weights(module, method, run.start_from)
     seen = run.method.views.preprocessing
-    seen = replace(seen, interpolation=run.adapt.interpolation, squash=run.adapt.squash)
+    if run.init:
+        seen = replace(seen, interpolation=run.adapt.interpolation, squash=run.adapt.squash)
     images_only = (
         not module.encoder.preprocessing.frames
     )  # an encoder of images stays one, also when trained on clips

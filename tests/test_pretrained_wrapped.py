@@ -111,11 +111,10 @@ def test_blocks_of_transformers(name: str) -> None:
 def arguments(kind: str, images: Tensor) -> dict[str, Any]:
     """What the library itself wants of images."""
     if kind == "siglip2_vision_model":
-        from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
-
+        patches = needs("transformers.models.siglip2.image_processing_siglip2").convert_image_to_patches
         rows, columns = images.shape[2] // 8, images.shape[3] // 8
         return {
-            "pixel_values": torch.stack([convert_image_to_patches(image, 8) for image in images]),
+            "pixel_values": torch.stack([patches(image, 8) for image in images]),
             "pixel_attention_mask": torch.ones(len(images), rows * columns, dtype=torch.long),
             "spatial_shapes": torch.tensor([[rows, columns]] * len(images)),
         }

@@ -16,7 +16,7 @@ PARAMETERS = {"cls": "cls_token", "mask_token": "mask_token"}
 """tokens that a method may need and an encoder lack: field of the configuration, parameter of the network"""
 CONVERTED = (
     "runs of this library's encoders; official files of DINO, iBOT, DINOv2, DINOv3, MAE, MoCo v3, I-JEPA and CRATE; "
-    "hf: ViT, ViT-MAE, DINOv2, DINOv3 ViT, I-JEPA; timm: ViT"
+    "hf: ViT, ViT-MAE, DINOv2, DINOv3 ViT, I-JEPA; timm: ViT, DINOv3 ViT"
 )
 """sources that become a vision transformer of ours, which can hide and leave out patches: see docs/encoders.md"""
 

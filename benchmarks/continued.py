@@ -101,7 +101,9 @@ def continued(
     """One run: trained or found, and judged."""
     name = f"{short(start)}-{settings.name}-{recipe}"
     guarded = settings.runs / f"{name}-rollback-{seed}"
-    folder = guarded if guard == "warn" and only_watched(guarded) else settings.runs / f"{name}-{guard}-{seed}"
+    folder = (
+        guarded if guard == "warn" and only_watched(guarded) else settings.runs / f"{name}-{guard}-{seed}"
+    )
     if not (folder / "encoder.json").exists() or not RunFolder(folder).metrics("epoch"):
         visrep.pretrain(
             settings.method,

@@ -15,6 +15,7 @@ from visrep.data import Source
 from visrep.evaluation.dense.opening import open_for
 from visrep.evaluation.fingerprint import fingerprint
 from visrep.evaluation.sides import labelled_sides
+from visrep.evaluation.versions import version_of
 
 SHARED = ("train", "test", "image", "protocols", "seed", "versions")
 """what two fingerprints agree on when their baselines are the same numbers"""
@@ -24,7 +25,7 @@ def mark_of(folder: Path, train: Source, test: Source | None, protocols: tuple[s
     """The fingerprint that an evaluation of this run will have, before it is made."""
     sides = labelled_sides(*open_for(protocols, train, test), seed=seed)
     made = fingerprint(visrep.load_encoder(folder), *sides, [], seed=seed)
-    return {**made, "protocols": sorted({*protocols})}
+    return {**made, "protocols": {protocol: version_of(protocol) for protocol in sorted({*protocols})}}
 
 
 def known_baselines(folder: Path, mark: dict) -> tuple[Path, list[dict]] | None:
@@ -38,10 +39,13 @@ def known_baselines(folder: Path, mark: dict) -> tuple[Path, list[dict]] | None:
         if other == folder or not judged.exists():
             continue
         found = json.loads(judged.read_text())
-        if any(found["fingerprint"][name] != mark[name] for name in SHARED):
+        theirs = found["fingerprint"]
+        if isinstance(theirs["protocols"], list):  # from before protocols had versions: all were the first
+            theirs = {**theirs, "protocols": dict.fromkeys(theirs["protocols"], 1)}
+        if any(theirs[name] != mark[name] for name in SHARED):
             continue
-        theirs = json.loads((other / "encoder.json").read_text())
-        if any(theirs[name] != encoder[name] for name in ("config", "preprocessing")):
+        about = json.loads((other / "encoder.json").read_text())
+        if any(about[name] != encoder[name] for name in ("config", "preprocessing")):
             continue
         results = [result for result in found["results"] if result["encoder"] != "trained"]
         if {result["encoder"] for result in results} >= {"untrained"}:

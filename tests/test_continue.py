@@ -14,7 +14,7 @@ from torch import Tensor
 
 import visrep
 from conformance import moment
-from visrep.config import Adapt, Optim, Run
+from visrep.config import Adapt, Guard, Optim, Run
 from visrep.continuing.adapting import adapt
 from visrep.continuing.init import begin, carriers, take_encoder
 from visrep.continuing.layers import layers_of
@@ -44,7 +44,8 @@ def saved(folder: Path, config: Any, seed: int = 1) -> Encoder:
 
 def continued(name: str, folder: Path, **adapting: Any) -> Run:
     _, _, run = preset(f"{name}:tiny")
-    return replace(run, init=str(folder), adapt=Adapt(**adapting), monitor_images=40, precision="32-true")
+    run = replace(run, init=str(folder), adapt=Adapt(**adapting), guard=Guard(held_out=0.0))
+    return replace(run, monitor_images=40, precision="32-true")
 
 
 def begun(name: str, run: Run) -> tuple[Method, Run]:

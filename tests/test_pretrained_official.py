@@ -231,7 +231,10 @@ class Custom:
             r"fc2\.bias should be \(48,\) and is \(40,\)",
         ),
         (lambda: changed(pos_embed=torch.ones(1, 18, 48)), "18 rows, 1 of them .* no square grid"),
-        (lambda: changed(patch_embed__proj__weight=torch.ones(48, 3, 8, 4)), r"shape \(8, 4\); .* square"),
+        (
+            lambda: changed(patch_embed__proj__weight=torch.ones(48, 3, 8, 4)),
+            r"Patches are 8 x 4 pixels, .* square",
+        ),
         (
             lambda: changed(blocks__0__attn__relative_position_bias_table=torch.ones(3)),
             "relative_position.*hf:NAME",

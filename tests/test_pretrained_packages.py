@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import visrep
 from _extras import needs
-from visrep.config import Adapt
+from visrep.config import Adapt, Guard
 from visrep.encoders.pretrained import packages
 from visrep.encoders.pretrained.packages import PACKAGES, Package, fill_in_order, read
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
@@ -62,7 +62,7 @@ def test_a_wrapped_encoder_is_trained_by_methods_that_see_whole_images(tmp_path:
     run = replace(
         run, init="pip:mobilenet_v2", adapt=adapted, batch=8, limit=16, canvas=64, out=str(tmp_path / "run")
     )
-    folder = start(replace(run, monitor_images=16), method="simclr")
+    folder = start(replace(run, monitor_images=16, guard=Guard(held_out=0.0)), method="simclr")
     before, after = visrep.load_encoder("pip:mobilenet_v2"), visrep.load_encoder(folder)
     assert isinstance(after, TimmEncoder) and after.config.name == package.timm
     assert after.preprocessing.size == 64

@@ -7,6 +7,7 @@ import re
 from statistics import median
 
 from visrep.analysis.health import COLLAPSED_SPREAD, FEW_PROTOTYPES, KNN_GAIN, Verdict
+from visrep.analysis.narrow import COLLAPSED_DIRECTIONS
 from visrep.analysis.record import RunRecord
 from visrep.analysis.signs import Signs
 
@@ -105,6 +106,8 @@ def over_augmented(record: RunRecord, signs: Signs) -> Verdict | None:
         return None
     if signs.spread and signs.spread[-1] < 5 * COLLAPSED_SPREAD:
         return None  # a collapse: with all images in one place any two are equally far apart
+    if signs.rankme < COLLAPSED_DIRECTIONS:
+        return None  # a collapse too: too strong views leave more
     return Verdict(
         "over-augmented",
         f"Two views of one image are {100 * median(late):.0f} % as far apart as two different images (sound runs: "

@@ -216,7 +216,7 @@ def test_clips_play_and_stand_still_below_their_caption(tmp_path: Path) -> None:
     for image, clip in zip(moving, clips.reshape(-1, 4, 40, 40, 3), strict=True):
         frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
         assert np.array_equal(frames, clip)
-    assert np.array_equal(opened(uris[6 + 5]), clips[0, 1, 1])  # stills: by row, column, frame
+    assert np.array_equal(np.asarray(opened(uris[6 + 5])), clips[0, 1, 1])  # stills: by row, column, frame
 
 
 def test_larger_clips_are_webp() -> None:

@@ -21,6 +21,7 @@ from visrep.data.split import numbered_alike
 from visrep.encoders import applied_to
 from visrep.evaluation.features import Features, count_bad, evaluation_mode, extract
 from visrep.evaluation.knn import knn
+from visrep.functional import displayed
 from visrep.method import At, Batch, Method, Preprocessing
 from visrep.rundir import RunFolder
 from visrep.views import draw
@@ -161,11 +162,8 @@ def _beside(whole: Tensor, batch: Batch, preprocessing: Preprocessing) -> Tensor
     All have the size of the largest view. Where views are shorter than the clips, their last frame stays.
     """
     side = batch.crops[0].shape[-1]
-    mean, std = (
-        whole.new_tensor(x, dtype=torch.float32)[:, None, None]
-        for x in (preprocessing.mean, preprocessing.std)
-    )
-    groups = [(crops * std + mean).transpose(0, 1) for crops in batch.crops]  # b v (t) c h w
+    mean, std = preprocessing.mean, preprocessing.std
+    groups = [displayed(crops, mean, std).transpose(0, 1) for crops in batch.crops]  # b v (t) c h w
     columns = [
         _resized(whole[:, None].float() / 255, side, "area"),
         *(_resized(x, side, "nearest") for x in groups),

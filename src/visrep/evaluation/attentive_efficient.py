@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from visrep.evaluation.linear_mae import batch_norm, lars
 from visrep.evaluation.probe_training import (
     Published,
-    best_epoch,
     best_on_test,
     check_two_classes,
-    numbers_of,
     predict,
     seeded,
 )
@@ -84,14 +82,10 @@ def attentive_efficient_as_published(
     seed: int = 0,
 ) -> list[Prediction]:
     """One prediction, of the epoch with the highest accuracy on the test images. Raises as `attentive_efficient`."""
-    classes, targets = labels.unique(return_inverse=True)
-    probe, optimiser, rng = _start(train, classes, seed)
-    right = numbers_of(answers, classes)
-    epoch, found = best_epoch(probe, train, targets, optimiser, SCHEDULE, rng, test, right)
+    probe, optimiser, rng = _start(train, labels.unique(), seed)
+    settings = SCHEDULE.settings(len(train)) | {"queries": len(probe.query)}
     name = "attentive-efficient@paper"
-    settings = SCHEDULE.settings(len(train)) | {"queries": len(probe.query), "epoch": epoch}
-    settings["chosen_on"] = "test images"
-    return [Prediction(name, classes[found], settings, best_on_test(name, SCHEDULE.epochs))]
+    return best_on_test(name, probe, train, labels, optimiser, SCHEDULE, rng, test, answers, settings)
 
 
 def _start(tokens: Tensor, classes: Tensor, seed: int) -> tuple[EfficientProbe, LARS, torch.Generator]:

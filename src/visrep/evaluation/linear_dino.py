@@ -20,10 +20,8 @@ from visrep.evaluation.features import Parts
 from visrep.evaluation.poolings import LAST, beside
 from visrep.evaluation.probe_training import (
     Published,
-    best_epoch,
     best_on_test,
     check_two_classes,
-    numbers_of,
     predict,
     train,
 )
@@ -64,13 +62,10 @@ def linear_dino_as_published(
 ) -> list[Prediction]:
     """One prediction, of the epoch with the highest accuracy on the test images themselves. Raises as `linear_dino`."""
     x, x_test, read = _read(train_parts, test_parts)
-    classes, targets = labels.unique(return_inverse=True)
-    probe, optimiser, rng = _start(x, classes, seed)
-    right = numbers_of(answers, classes)
-    epoch, found = best_epoch(probe, x, targets, optimiser, SCHEDULE, rng, x_test, right)
+    probe, optimiser, rng = _start(x, labels.unique(), seed)
+    settings = read | SCHEDULE.settings(len(x))
     name = "linear-dino@paper"
-    settings = read | SCHEDULE.settings(len(x)) | {"epoch": epoch, "chosen_on": "test images"}
-    return [Prediction(name, classes[found], settings, best_on_test(name, SCHEDULE.epochs))]
+    return best_on_test(name, probe, x, labels, optimiser, SCHEDULE, rng, x_test, answers, settings)
 
 
 def _read(train_parts: Parts, test_parts: Parts) -> tuple[Tensor, Tensor, dict[str, Setting]]:

@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from visrep.evaluation.linear_dino import normal_linear
 from visrep.evaluation.probe_training import (
     Published,
-    best_epoch,
     best_on_test,
     check_two_classes,
-    numbers_of,
     predict,
 )
 from visrep.evaluation.probe_training import train as train_probe
@@ -58,13 +56,10 @@ def linear_mae_as_published(
     seed: int = 0,
 ) -> list[Prediction]:
     """One prediction, of the epoch with the highest accuracy on the test images themselves. Raises as `linear_mae`."""
-    classes, targets = labels.unique(return_inverse=True)
-    probe, optimiser, rng = _start(train, classes, seed)
-    right = numbers_of(answers, classes)
-    epoch, found = best_epoch(probe, train, targets, optimiser, SCHEDULE, rng, test, right)
+    probe, optimiser, rng = _start(train, labels.unique(), seed)
+    settings = SCHEDULE.settings(len(train))
     name = "linear-mae@paper"
-    settings = SCHEDULE.settings(len(train)) | {"epoch": epoch, "chosen_on": "test images"}
-    return [Prediction(name, classes[found], settings, best_on_test(name, SCHEDULE.epochs))]
+    return best_on_test(name, probe, train, labels, optimiser, SCHEDULE, rng, test, answers, settings)
 
 
 def _start(x: Tensor, classes: Tensor, seed: int) -> tuple[nn.Sequential, LARS, torch.Generator]:

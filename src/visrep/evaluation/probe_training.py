@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from visrep.evaluation.results import Inapplicable, Setting
+from visrep.evaluation.results import Inapplicable, Prediction, Setting
 from visrep.progress import within
 
 M = TypeVar("M", bound=nn.Module)
@@ -177,12 +177,28 @@ def numbers_of(answers: Int64[Tensor, " m"], classes: Int64[Tensor, " k"]) -> In
     return found.where(classes[found] == answers, -1)
 
 
-def best_on_test(protocol: str, epochs: int) -> str:
-    """The caution of a protocol that reports the best of so many epochs."""
-    return (
-        f"{protocol}: the best of {epochs} epochs was chosen on the reported test images, as in the paper: the value "
-        f"is optimistic. {protocol.removesuffix('@paper')} takes the last epoch."
+def best_on_test(
+    protocol: str,
+    probe: nn.Module,
+    x: Tensor,
+    labels: Int64[Tensor, " n"],
+    optimiser: torch.optim.Optimizer,
+    schedule: Published,
+    rng: torch.Generator,
+    test: Tensor,
+    answers: Int64[Tensor, " m"],
+    settings: dict[str, Setting],
+) -> list[Prediction]:
+    """The prediction of a ``...@paper`` protocol: that of `best_epoch`, with what else its ``settings`` say."""
+    classes, targets = labels.unique(return_inverse=True)
+    right = numbers_of(answers, classes)
+    epoch, found = best_epoch(probe, x, targets, optimiser, schedule, rng, test, right)
+    caution = (
+        f"{protocol}: the best of {schedule.epochs} epochs was chosen on the reported test images, as in the paper: "
+        f"the value is optimistic. {protocol.removesuffix('@paper')} takes the last epoch."
     )
+    chosen = {"epoch": epoch, "chosen_on": "test images"}
+    return [Prediction(protocol, classes[found], settings | chosen, caution)]
 
 
 def check_answered(finite: Bool[Tensor, " m"]) -> None:

@@ -5,7 +5,8 @@
 continues every start on the unlabelled images with every recipe, seed and act of the guard, judges start and end on the
 held-out images of the same size, and adds rows to ``records/continued_NAME.json``, in place of those of other settings;
 `python docs/generate.py` puts the table into docs/continue.md. Runs are kept in ``--runs`` and reused when they are
-there. Labels of training images are seen by the guard (its kNN) and by the probes, never by the training.
+there; of a run that is gone, what the record says is kept. Labels of training images are seen by the guard (its kNN)
+and by the probes, never by the training.
 """
 
 from __future__ import annotations
@@ -155,7 +156,16 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def main(settings: Settings) -> None:
     command = shlex.join(["python", "benchmarks/continued.py", *sys.argv[1:]])
-    rows = []
+    record = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "method": settings.method,
+        "epochs": settings.epochs,
+        "batch": settings.batch,
+        "recipes": {name: asdict(recipe) for name, recipe in RECIPES.items()},
+    }
+    file = ROOT / "records" / f"continued_{settings.name}.json"
+    earlier = made_alike(file, record)
+    rows: list[dict[str, Any]] = []
     for start in settings.starts:
         own = visrep.load_encoder(start).preprocessing.size
         size = min(own, settings.size)
@@ -166,7 +176,6 @@ def main(settings: Settings) -> None:
             before[side] = remembered(file, seen_at(visrep.load_encoder(start), side), settings)
         for recipe in settings.recipes:
             for guard in settings.guards:
-                runs = [continued(start, recipe, guard, seed, settings, size) for seed in settings.seeds]
                 row = {
                     "start": short(start),
                     "size": size,
@@ -174,6 +183,15 @@ def main(settings: Settings) -> None:
                     "guard": guard,
                     "command": command,
                 }
+                known = {
+                    run["seed"]: run for old in earlier if row_key(old) == row_key(row) for run in old["runs"]
+                }
+                runs = [
+                    known[seed]
+                    if seed in known and not (settings.runs / known[seed]["run"]).exists()
+                    else continued(start, recipe, guard, seed, settings, size)
+                    for seed in settings.seeds
+                ]
                 rows.append(row | {"before": before, "after": over_seeds(runs), "runs": runs})
                 print(
                     row,
@@ -181,24 +199,15 @@ def main(settings: Settings) -> None:
                     rows[-1]["after"],
                     flush=True,
                 )
-    record = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
-        "method": settings.method,
-        "epochs": settings.epochs,
-        "batch": settings.batch,
-        "recipes": {name: asdict(recipe) for name, recipe in RECIPES.items()},
-    }
-    file = ROOT / "records" / f"continued_{settings.name}.json"
-    save_json(file, record | {"rows": [*others(file, record, rows), *rows]})
-
-
-def others(file: Path, record: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of earlier calls that were made alike, without those that were made again."""
-    earlier = json.loads(file.read_text()) if file.exists() else {}
-    if any(earlier.get(name) != value for name, value in json.loads(json.dumps(record)).items()):
-        return []
     made = {row_key(row) for row in rows}
-    return [row for row in earlier["rows"] if row_key(row) not in made]
+    save_json(file, record | {"rows": [*(row for row in earlier if row_key(row) not in made), *rows]})
+
+
+def made_alike(file: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of earlier calls with the settings of this one."""
+    found = json.loads(file.read_text()) if file.exists() else {}
+    alike = all(found.get(name) == value for name, value in json.loads(json.dumps(record)).items())
+    return found["rows"] if alike else []
 
 
 def row_key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -362,6 +362,17 @@ def test_the_playground_is_a_function_of_its_seed():
     assert not np.array_equal(clip(train, 0), clip(test, 0))
 
 
+def test_clips_of_one_place_share_their_background_in_both_splits():
+    settings = "playground-video:n=16,size=16,frames=2,backdrops=2"
+    train, test = (open_source(f"{settings},split={split}") for split in ("train", "test"))
+    assert isinstance(train, PlaygroundVideo) and isinstance(test, PlaygroundVideo)
+    places = [[world.plans(i)[0].backdrop.palette for i in range(4)] for world in (train, test)]
+    assert places[0] == places[1] and places[0][:2] == places[0][2:] and places[0][0] != places[0][1]
+    assert train.plans(0)[0].main != test.plans(0)[0].main
+    with pytest.raises(ValueError, match="backdrops=-1"):
+        PlaygroundVideo(backdrops=-1)
+
+
 def test_motions_come_in_pairs_that_are_each_other_backwards():
     world = PlaygroundVideo(n=4, size=24, frames=5)
     for i in range(4):

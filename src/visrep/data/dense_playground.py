@@ -42,9 +42,10 @@ class PlaygroundFrames(DenseSource):
         frames: int = 16,
         seed: int = 0,
         split: Literal["train", "test"] = "train",
+        backdrops: int = 0,
     ) -> None:
         """``n`` clips of so many ``frames``. Raises what `PlaygroundVideo` raises."""
-        self.clips = PlaygroundVideo(n, size, frames, seed, split)
+        self.clips = PlaygroundVideo(n, size, frames, seed, split, backdrops)
         self.name = self.clips.name
         self.labels = self.classes = None
         self.groups = np.repeat(np.arange(n), frames)

@@ -41,7 +41,9 @@ class PlaygroundVideo(Source):
     """A `Source` of drawn clips; clip i depends on (seed, split, i) only, so a smaller n is a prefix.
 
     Labels are balanced: each eight clips in a row hold each motion once. More frames show the same motion more finely.
-    Raises ValueError for n < 1, size < 8, frames < 2, a negative seed or an unknown split.
+    Every clip has a background of its own, or one of so many ``backdrops``, the same ones in both splits: with 1 all
+    clips happen in one place, as a game's do. Raises ValueError for n < 1, size < 8, frames < 2, a negative seed or
+    number of backdrops or an unknown split.
     """
 
     def __init__(
@@ -51,16 +53,18 @@ class PlaygroundVideo(Source):
         frames: int = 8,
         seed: int = 0,
         split: Literal["train", "test"] = "train",
+        backdrops: int = 0,
     ) -> None:
-        if n < 1 or size < 8 or frames < 2 or seed < 0:
+        if n < 1 or size < 8 or frames < 2 or seed < 0 or backdrops < 0:
             raise ValueError(
-                f"playground-video with n={n}, size={size}, frames={frames}, seed={seed}: n must be at least 1, size "
-                "at least 8 pixels, frames at least 2 and seed not negative."
+                f"playground-video with n={n}, size={size}, frames={frames}, seed={seed}, backdrops={backdrops}: n must "
+                "be at least 1, size at least 8 pixels, frames at least 2, seed and backdrops not negative."
             )
         if split not in SPLITS:
             raise ValueError(f"playground-video has no split={split!r}. Use split=train or split=test.")
         self.name = "playground-video"
         self.n, self.size, self.frames, self.seed, self.split = n, size, frames, seed, split
+        self.backdrops = backdrops
         self.classes = MOTIONS
         rng = np.random.default_rng([seed, SPLITS[split], len(MOTIONS)])
         blocks = math.ceil(n / len(MOTIONS))
@@ -86,6 +90,8 @@ class PlaygroundVideo(Source):
         label = int(self._labels[index]) if label is None else label
         rng = np.random.default_rng([self.seed, SPLITS[self.split], len(MOTIONS), index])
         backdrop = draw_backdrop(rng)
+        if self.backdrops:
+            backdrop = draw_backdrop(np.random.default_rng([self.seed, len(SPLITS), index % self.backdrops]))
         light = rng.uniform(-math.pi, 0.0)
         x, y = rng.uniform(0.45, 0.55), rng.uniform(0.42, 0.58)
         apart = rng.uniform(-0.08, 0.08)

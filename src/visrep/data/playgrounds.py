@@ -7,7 +7,10 @@ from typing import Any
 
 from visrep.data.source import Source
 
-_NUMBERS = {"playground": ("n", "size", "seed"), "playground-video": ("n", "size", "frames", "seed")}
+_NUMBERS = {
+    "playground": ("n", "size", "seed"),
+    "playground-video": ("n", "size", "frames", "seed", "backdrops"),
+}
 """settings that are integers, by name of the playground"""
 
 

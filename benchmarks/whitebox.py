@@ -1,28 +1,32 @@
 """White-box encoders: the time of ToST's attention over the number of tokens, and what the layers of a run do.
 
     python benchmarks/whitebox.py time --threads 1
-    python benchmarks/whitebox.py curves runs/my_crate --images 256
+    python benchmarks/whitebox.py curves runs/my_crate runs/my_tost --images 256
 
 ``time`` writes ``docs/whitebox_time.json`` and the plot beside it: forward and backward of one layer of ToST (TSSA),
 of CRATE (MSSA) and of ViT, as wide as a ViT-S, for one image of ever more tokens. The layers take turns, several
 rounds, and the fastest of each counts. It is the processor's time, which other programs lengthen little. ``curves``
-prints the coding rate and sparsity of each layer, trained and untrained, on images of the run's data (as its report
-shows them).
+measures the coding rate and sparsity of each layer, trained and untrained, on images of the runs' data (as their
+reports show them), and writes ``docs/whitebox_curves.json`` and a plot; `python docs/generate.py` puts the numbers into
+docs/whitebox.md.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import matplotlib as mpl
+import numpy as np
 import torch
 import tyro
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -54,12 +58,11 @@ class Time:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Coding rate and sparsity of each layer of a run's encoder."""
+    """Coding rate and sparsity of each layer of the encoders of runs."""
 
-    run: tyro.conf.Positional[Path]
+    runs: tyro.conf.Positional[tuple[Path, ...]]
     images: int = 256
-    out: Path | None = None
-    """a JSON file for the numbers"""
+    out: Path = DOCS / "whitebox_curves.json"
 
 
 def layers(width: int, heads: int) -> dict[str, nn.Module]:
@@ -132,26 +135,57 @@ def draw_time(settings: Time) -> None:
         print(f"{name}: time ~ n^{slope(settings.tokens, times):.2f} between the last two")
 
 
-def draw_curves(settings: Curves) -> None:
-    gallery = build_gallery(read_run(settings.run), settings.images)
-    images = gallery.inputs(gallery.examples(settings.images))
+def curves(run: Path, n: int) -> dict[str, Any]:
+    """Means over images of both curves, of the run's encoder and of the same untrained."""
+    gallery = build_gallery(read_run(run), n)
+    images = gallery.inputs(gallery.examples(n))
     usable = gallery.canvases.usable
     twin = untrained_twin(gallery.encoder, gallery.canvases, usable, seed=0, device="cpu")
-    numbers: dict[str, dict[str, list[float]]] = {}
+    about: dict[str, Any] = {
+        "run": run.name,
+        "encoder": type(gallery.encoder.config).__name__,
+        "images": len(images),
+    }
     for who, encoder in (("trained", gallery.encoder), ("untrained", twin)):
         found = layer_curves(encoder, images)
-        numbers[who] = {
-            "rate": found.rate.mean(1).tolist(),
-            "rate_std": found.rate.std(1).tolist(),
-            "nonzero": found.nonzero.mean(1).tolist(),
-            "nonzero_std": found.nonzero.std(1).tolist(),
-        }
-        for what in ("rate", "nonzero"):
-            print(f"{who:10} {what:8} " + " ".join(f"{value:8.3f}" for value in numbers[who][what]))
-    if settings.out is not None:
-        settings.out.write_text(
-            json.dumps({"run": str(settings.run), "images": len(images), **numbers}, indent=2)
-        )
+        about[who] = {"rate": means(found.rate), "nonzero": means(found.nonzero)}
+        print(run.name, who, about[who], flush=True)
+    return about
+
+
+def means(values: Float[np.ndarray, "l n"]) -> list[float]:
+    """Of each layer, over images."""
+    return [round(float(value), 4) for value in values.mean(1)]
+
+
+def draw_curves(settings: Curves) -> None:
+    found = [curves(run, settings.images) for run in settings.runs]
+    command = shlex.join(["python", "benchmarks/whitebox.py", *sys.argv[1:]])
+    save_json(settings.out, {"command": command, "runs": found})
+    plot_curves(settings.out.with_suffix(".png"), found)
+
+
+def plot_curves(path: Path, found: list[dict[str, Any]]) -> None:
+    """A column an encoder, trained drawn through, untrained dashed: the rate above, the share not zero below."""
+    kinds = list(dict.fromkeys(run["encoder"] for run in found))
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}):
+        figure = Figure(figsize=(2.1 * len(kinds), 3.6), layout="constrained", dpi=160)
+        cells = figure.subplots(2, len(kinds), squeeze=False)
+        for run in found:
+            column = kinds.index(run["encoder"])
+            for who, style in (("trained", "-o"), ("untrained", "--")):
+                for what, axes in zip(("rate", "nonzero"), cells[:, column], strict=True):
+                    numbers = run[who][what]
+                    colour = COLOURS[0] if who == "trained" else "0.6"
+                    axes.plot(range(1, len(numbers) + 1), numbers, style, color=colour, markersize=3)
+        for kind, (above, below) in zip(kinds, cells.T, strict=True):
+            above.set_title(kind)
+            below.set_xlabel("layer")
+            if not any(run["trained"]["nonzero"] for run in found if run["encoder"] == kind):
+                below.set_axis_off()  # nothing in it is made sparse
+        cells[0, 0].set_ylabel("coding rate, nats")
+        cells[1, 0].set_ylabel("share not zero")
+        figure.savefig(path)
 
 
 def main() -> None:

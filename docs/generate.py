@@ -347,6 +347,22 @@ def encoders() -> str:
     return "".join(parts)
 
 
+def curves() -> str:
+    """Coding rate and sparsity, first layer to last, of every run that was measured, beside the same untrained."""
+    found = json.loads((DOCS / "whitebox_curves.json").read_text())
+    parts = ["| run | what | trained | untrained |\n|---|---|---|---|\n"]
+    for run in found["runs"]:
+        rate = "bound on the rate, nats" if run["encoder"] == "ToST" else "coding rate, nats"
+        for key, title, digits in (("rate", rate, 1), ("nonzero", "share not zero", 2)):
+            if run["trained"][key]:
+                cells = [
+                    ", ".join(f"{value:.{digits}f}" for value in run[who][key])
+                    for who in ("trained", "untrained")
+                ]
+                parts.append(f"| `{run['run']}` | {title} | {cells[0]} | {cells[1]} |\n")
+    return "".join([*parts, f"\n`{found['command']}`\n"])
+
+
 def similarity_page(text: str) -> str:
     """docs/similarity.md with its table made anew."""
     parts = ["| measure | variant | what it is blind to, and what it can say |\n|---|---|---|\n"]
@@ -358,7 +374,7 @@ REMADE = {
     "diagnostics.md": diagnostics_page,
     "similarity.md": similarity_page,
     "continue.md": lambda text: between(text, "study", study("flowers")),
-    "whitebox.md": lambda text: between(text, "encoders", encoders()),
+    "whitebox.md": lambda text: between(between(text, "encoders", encoders()), "curves", curves()),
 }
 """pages that are written by hand but for their tables"""
 

@@ -17,7 +17,7 @@ from visrep.encoders import VideoViT
 from visrep.encoders.patches import take
 from visrep.encoders.pretrained.official_vjepa import to_vjepa
 from visrep.method import At
-from visrep.methods.predictive.vjepa import CROP, VJEPA, Config, targets, tiny
+from visrep.methods.predictive.vjepa import CROP, VJEPA, Config, cooldown, paper, targets, tiny
 from visrep.nn.transformer import Block
 from visrep.views import OneView
 
@@ -303,6 +303,23 @@ def test_blocks_that_cover_all_still_leave_something():
 def test_wrong_settings(settings: dict[str, tuple[float, ...] | float], message: str):
     with pytest.raises(ValueError, match=message):
         VJEPA(replace(tiny().method, **settings))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_cooldown_goes_on_with_longer_clips_and_a_rate_that_falls_along_a_line():
+    """Of the official cooldown-256px-64f: 64 frames, 5.25e-4 to 1e-6, no warm-up; positions are not weights."""
+    run = cooldown()
+    total = round(run.epochs * 300)
+    rates = [run.optim.lr(At(step, total, 300, torch.Generator())) for step in (0, total // 2, total)]
+    assert rates == pytest.approx([5.25e-4, (5.25e-4 + 1e-6) / 2, 1e-6])
+    assert run.method.encoder == replace(paper().method.encoder, frames=64) and run.method.views.frames == 64
+    short = VJEPA(tiny().method)
+    long = replace(
+        tiny().method, encoder=replace(tiny().method.encoder, frames=8), views=OneView(CROP, frames=8)
+    )
+    longer = VJEPA(replace(long, views=replace(long.views, view=replace(CROP, size=32))))
+    longer.load_state_dict(short.state_dict())
+    clips = torch.rand(1, 8, 3, 32, 32)
+    assert longer.encoder(clips).patches.shape[1] == 2 * short.encoder(clips[:, :4]).patches.shape[1]
 
 
 def test_pictures_show_what_is_seen_and_what_is_asked_for_at_all_times():

@@ -36,8 +36,8 @@ def open_source(spec: Spec, *, limit: int = 0) -> Source:
     keeps its test images apart.
 
     Clips are a folder of videos, or of folders of frames with settings behind it, as in
-    ``films:frames=16,stride=4,clips=2`` (see `Clips`); or ``playground-video``, with ``frames`` besides the settings of
-    the playground.
+    ``films:frames=16,stride=4,clips=2`` (see `Clips`); or ``playground-video``, with ``frames`` and ``backdrops``
+    besides the settings of the playground.
 
     Raises ValueError when there is nothing there, or nothing that can be read as images.
     """

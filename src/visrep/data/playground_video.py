@@ -57,8 +57,8 @@ class PlaygroundVideo(Source):
     ) -> None:
         if n < 1 or size < 8 or frames < 2 or seed < 0 or backdrops < 0:
             raise ValueError(
-                f"playground-video with n={n}, size={size}, frames={frames}, seed={seed}, backdrops={backdrops}: n must "
-                "be at least 1, size at least 8 pixels, frames at least 2, seed and backdrops not negative."
+                f"playground-video with n={n}, size={size}, frames={frames}, seed={seed}, backdrops={backdrops}: n "
+                "must be at least 1, size at least 8 pixels, frames at least 2, seed and backdrops not negative."
             )
         if split not in SPLITS:
             raise ValueError(f"playground-video has no split={split!r}. Use split=train or split=test.")

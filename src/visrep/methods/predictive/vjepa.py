@@ -13,8 +13,7 @@ official train step of V-JEPA 2, 1e-9; official masks of each kind, in distribut
 hide (1000 masks), how often each place is hidden and the shapes of blocks (2000).
 Deviations: the predictor is rotary, where V-JEPA's has sines; each kind of mask has its token, as in V-JEPA (one for
 all in V-JEPA 2's code); contexts and targets are cut to one length at random, not at the end; what is seen is never
-less than ``least_seen``, instead of drawing again when it is nothing; mask tokens start small, not at 0. ``paper`` is
-V-JEPA 2's first phase, without the cooldown on longer clips, 12,000 steps as the rate falls along a line.
+less than ``least_seen``, instead of drawing again when it is nothing; mask tokens start small, not at 0.
 """
 
 from __future__ import annotations
@@ -58,10 +57,8 @@ class Config:
     block_scale: tuple[float, ...] = (0.15, 0.7)
     """share of the places in one block of each kind; take less of 0.7 on grids below 14 x 14"""
     block_aspect: tuple[float, float] = (0.75, 1.5)  # height / width
-    least_seen: float = 0.02
-    """share of the places that is seen in any case"""
-    predictor_width: int = 384
-    """narrower than the encoder, or it does the encoder's work"""
+    least_seen: float = 0.02  # share of the places that is seen in any case
+    predictor_width: int = 384  # narrower than the encoder, or it does the encoder's work
     predictor_depth: int = 12
     predictor_heads: int = 12
     target_layers: int = 1  # of the teacher, the last ones; more than one as in data2vec (see `blended`)
@@ -123,15 +120,13 @@ class VJEPA(Method):
             with torch.autocast(z.device.type, enabled=False):
                 y = targets(h, asked)
                 errors.append((z - y).abs().mean())
-                # 1: no better than the median of all targets
-                spread = (y - y.flatten(0, 1).median(0).values).abs().mean()
+                spread = (y - y.flatten(0, 1).median(0).values).abs().mean()  # 1: no better than the median
                 unexplained.append(errors[-1].detach() / spread)
             seen.append(keep.shape[1] / h.shape[1])
         loss = torch.stack(errors).mean()
         monitor = {
             "unexplained": torch.stack(unexplained).mean(),
-            # 0: collapsed, or only the place is left
-            "target_std": F.layer_norm(h, h.shape[-1:]).std(0, correction=0).mean(),
+            "target_std": F.layer_norm(h, h.shape[-1:]).std(0, correction=0).mean(),  # 0: collapse
             "feature_std": feature_std(h.mean(1)),
             "context": loss.new_tensor(sum(seen) / len(seen)),  # share of the patches that is seen
         }
@@ -228,10 +223,7 @@ def small32() -> Run[Config]:
 
 
 def davis64() -> Run[Config]:
-    """64 px, for a few long videos, as the folders of frames of DAVIS.
-
-    Give the data as ``--data JPEGImages:frames=12,stride=1,clips=20``: 20 clips a video, of whose 12 frames 8 are seen.
-    """
+    """64 px, for a few long videos, as DAVIS: ``--data JPEGImages:frames=12,stride=1,clips=20``; 8 of 12 are seen."""
     run = small32()
     encoder = replace(run.method.encoder, image=64, patch=8)
     method = replace(run.method, encoder=encoder, views=OneView(replace(CROP, size=64), frames=8))
@@ -244,6 +236,14 @@ def paper() -> Run[Config]:
     views = OneView(replace(CROP, size=256), frames=16)
     rate = Warmup(epochs=12, then=Constant(5.25e-4), start=1e-4)
     return Run(method=Config(encoder=encoder, views=views), optim=_adamw(lr=rate), epochs=90, batch=3072)
+
+
+def cooldown() -> Run[Config]:
+    """V-JEPA 2's end, 12,000 steps of 64 frames; ``--start-from`` a run of ``paper``. Unverified: not run here."""
+    run = paper()
+    encoder, views = replace(run.method.encoder, frames=64), replace(run.method.views, frames=64)
+    method = replace(run.method, encoder=encoder, views=views)
+    return replace(run, method=method, optim=_adamw(lr=Ramp(5.25e-4, 1e-6, epochs=40)), epochs=40)
 
 
 def _adamw(*, lr: Schedule) -> Optim:

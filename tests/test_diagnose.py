@@ -223,8 +223,16 @@ def test_the_diagnose_command(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert math.isclose(sum(stored["layers"][0]["spectrum"]), 1, abs_tol=1e-5)
 
 
-def test_the_similarity_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_similarity_command(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from visrep.cli.similarity import similarity
 
-    similarity((str(folder),), DATA, measures=("cka",), images=40, permutations=2, out=tmp_path / "out")
-    assert "by chance" in capsys.readouterr().out and (tmp_path / "out" / "similarity.html").exists()
+    monkeypatch.setattr("visrep.analysis.similarity.cka.BATCH", 20)
+    names = ("cka", "cka-minibatch")
+    similarity((str(folder),), DATA, measures=names, images=40, permutations=2, out=tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "by chance" in said and "cka-minibatch" in said and (tmp_path / "out" / "similarity.html").exists()
+    whole, parts = json.loads((tmp_path / "out" / "similarity.json").read_text())["maps"]
+    assert whole["values"][0][1] != parts["values"][0][1] == pytest.approx(whole["values"][0][1], abs=0.1)
+    assert abs(parts["permuted"][0][1]) < 0.2 and parts["values"][0][0] == pytest.approx(1)

@@ -294,7 +294,7 @@ def test_names_of_papers_lead_to_protocols() -> None:
         ("dino", r"no protocol 'dino'\. Did you mean linear-dino or knn\? Use some of: knn"),
         ("vjepa", "mean attentive-vjepa"),
         ("efficient", "mean attentive-efficient"),
-        ("AIM", r"mean attentive\?"),
+        ("AIM", r"mean attentive-aim\?"),
     ):
         with pytest.raises(ValueError, match=message):
             check_protocols((name,))

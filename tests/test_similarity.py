@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from visrep.analysis.heatmap import colour, heat_map
 from visrep.analysis.similarity.base import Similarity
 from visrep.analysis.similarity.cca import CCA, PWCCA, SVCCA
-from visrep.analysis.similarity.cka import CKA, CKA_BIASED, hsic, minibatch_cka
+from visrep.analysis.similarity.cka import BATCH, CKA, CKA_BIASED, CKA_MINIBATCH, hsic, minibatch_cka
 from visrep.analysis.similarity.neighbours import MUTUAL_KNN
 from visrep.analysis.similarity.procrustes import PROCRUSTES
 from visrep.analysis.similarity.registry import SIMILARITIES, similarities
@@ -83,6 +83,24 @@ def test_minibatch_cka_averages_before_dividing() -> None:
         minibatch_cka([])
     with pytest.raises(ValueError, match="same vector"):
         minibatch_cka([(x, torch.ones_like(y))])
+
+
+def test_minibatch_cka_of_the_command_line() -> None:
+    """Batches of every third image, so that data in the order of its classes is no hindrance."""
+    x, y = related(2 * BATCH + 90)
+    parts = []
+    for first in range(3):
+        a, b = x[first::3], y[first::3]
+        k, m = a @ a.T, b @ b.T
+        parts.append((song(k, m), song(k, k), song(m, m)))
+    top, first_side, second_side = np.mean(parts, axis=0)
+    assert of(CKA_MINIBATCH, x, y) == pytest.approx(top / np.sqrt(first_side * second_side), rel=1e-9)
+    assert of(CKA_MINIBATCH, x, y) == pytest.approx(of(CKA, x, y), abs=0.02)
+    assert of(CKA_MINIBATCH, x[:BATCH], y[:BATCH]) == pytest.approx(of(CKA, x[:BATCH], y[:BATCH]), rel=1e-9)
+    sides = np.arange(len(x)) > len(x) // 2
+    assert (
+        of(CKA_MINIBATCH, *(z + 5 * sides[:, None] for z in (x, y))) > 0.9
+    )  # which consecutive batches do not see
 
 
 def test_procrustes_is_scipys() -> None:
@@ -170,6 +188,7 @@ ROTATION = np.linalg.qr(draw(7, 7, 3))[0]
 BLIND: dict[str, tuple[str, ...]] = {
     "cka": ("rotation", "scale", "shift"),
     "cka-biased": ("rotation", "scale", "shift"),
+    "cka-minibatch": ("rotation", "scale", "shift"),
     "procrustes": ("rotation", "scale", "shift"),
     "rsa": ("scale", "shift of an image"),
     "cca": ("rotation", "scale", "shift", "linear map"),
@@ -193,7 +212,7 @@ def test_invariances(similarity: Similarity) -> None:
     value = of(similarity, x, y)
     for change in BLIND[similarity.name]:
         assert of(similarity, CHANGES[change](x), y) == pytest.approx(value, rel=1e-6), change
-    if similarity.name in ("cka", "cka-biased", "procrustes", "svcca"):
+    if similarity.name in ("cka", "cka-biased", "cka-minibatch", "procrustes", "svcca"):
         assert of(similarity, CHANGES["linear map"](x), y) != pytest.approx(value, rel=1e-3)
     if similarity.name == "rsa":
         assert of(similarity, CHANGES["rotation"](x), y) != pytest.approx(value, rel=1e-3)

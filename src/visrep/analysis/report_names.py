@@ -19,6 +19,7 @@ PROTOCOLS = {
     "linear-mae@paper": "linear probe, MAE's, best epoch on test images",
     "logreg": "logistic regression, DINOv2's",
     "attentive": "attentive probe",
+    "attentive-aim": "attentive probe, AIM's",
     "attentive-vjepa": "attentive probe, V-JEPA's",
     "attentive-vjepa2": "attentive probe, V-JEPA 2's",
     "attentive-vjepa2@paper": "attentive probe, V-JEPA 2's, chosen on test images",

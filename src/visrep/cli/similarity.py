@@ -33,7 +33,7 @@ def similarity(
     Args:
         encoders: run folders, or public encoders: checkpoint file, timm:NAME, hf:NAME, open_clip:NAME@TAG
         data: images, with or without labels
-        measures: cka, mutual-knn, procrustes, rsa, cca, svcca, pwcca, cka-biased
+        measures: cka, mutual-knn, procrustes, rsa, cca, svcca, pwcca, cka-biased, cka-minibatch (batches of 256)
         layers: of each encoder, 1 = first, besides the last; default: up to six, evenly spaced
         pooling: auto, cls, mean, cls+mean
         images: look at this many at most, evenly spaced; the CCA family wants five times the width

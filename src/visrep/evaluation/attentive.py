@@ -10,7 +10,8 @@ As there, neither the query nor the output is projected, K, V and W have no bias
 of the six best ones for 0.9 to 1.7 points more; trained by AdamW for 20 epochs of batches of 128 with a cosine, or more
 where these are fewer than 3,000 steps (features of low rank are read slowly, and would look worse than they are); where
 this makes more than 40 epochs, batches shrink, to 32 at least; the learning rate is chosen of three on a held-out part
-of the training images; heads = the largest divisor of the width up to 12.
+of the training images; heads = the largest divisor of the width up to 12. `attentive_aim` averages layers, and trains
+by the published settings.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def attentive(
     epochs = epochs or max(EPOCHS, math.ceil(LEAST_STEPS / math.ceil(len(train) / batch)))
     fitted, held_out = hold_out(labels, seed)
     probes = _train(train[fitted], targets[fitted], len(classes), lrs, epochs, batch, seed)
-    found = _predict(probes, train[held_out])
+    found = answers_of(probes, train[held_out])
     accuracies = {
         lr: float((mine == targets[held_out]).double().mean()) for lr, mine in zip(lrs, found, strict=True)
     }
@@ -128,14 +129,15 @@ def attentive(
         "lr": best,
         "epochs": epochs,
         "batch": batch,
-        "heads": _heads(train.shape[2]),
+        "heads": heads_for(train.shape[2]),
         "held_out": len(held_out),
         "held_out_top1": 100 * accuracies[best],
     }
-    return [Prediction("attentive", classes[_predict(probes, test)[0]], settings)]
+    return [Prediction("attentive", classes[answers_of(probes, test)[0]], settings)]
 
 
-def _heads(d: int) -> int:
+def heads_for(d: int) -> int:
+    """12, or as many below it as divide the width."""
     return max(h for h in range(1, MAX_HEADS + 1) if d % h == 0)
 
 
@@ -145,7 +147,7 @@ def _train(
     """A probe for each learning rate, all from one start and on the same batches."""
     n, _, d = tokens.shape
     rngs = [torch.Generator().manual_seed(seed) for _ in lrs]
-    probes = AttentiveProbes([AttentiveProbe(d, k, _heads(d), rng) for rng in rngs]).to(tokens.device)
+    probes = AttentiveProbes([AttentiveProbe(d, k, heads_for(d), rng) for rng in rngs]).to(tokens.device)
     groups = [
         {"params": [*probe.parameters()], "lr": lr} for probe, lr in zip(probes.probes, lrs, strict=True)
     ]
@@ -168,7 +170,7 @@ def _train(
 
 
 @torch.no_grad()
-def _predict(probes: AttentiveProbes, tokens: Tensor) -> list[Int64[Tensor, " n"]]:
+def answers_of(probes: AttentiveProbes, tokens: Tensor) -> list[Int64[Tensor, " n"]]:
     """The answers of each probe. Raises Inapplicable when those of all of them diverged."""
     parts = [torch.stack(probes(rows.float())) for rows in tokens.split(1024)]
     logits = torch.cat(parts, dim=1)  # probes, images, classes

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from visrep.data.canvas import CanvasSet
 from visrep.data.workers import default_workers
+from visrep.evaluation.results import Inapplicable
 from visrep.method import Canvases, Encoder, Pooling, Preprocessing, Tokens
 from visrep.progress import tracked
 from visrep.views import center
@@ -36,7 +37,7 @@ class Features:
     index: Int64[Tensor, " n"]
     """position of each image in its source"""
     tokens: Float16[Tensor, "n p d"] | None = None
-    """patch tokens of one layer, when asked for"""
+    """patch tokens of one layer, or their mean over several, when asked for"""
     parts: Parts = field(default_factory=dict)
     """what ``vectors`` are made of, for protocols that put layers together by themselves"""
 
@@ -52,7 +53,7 @@ def extract(
     layers: tuple[int, ...] = (),
     poolings: tuple[str, ...] = ("auto",),
     tokens: bool = False,
-    tokens_of: int = 0,
+    tokens_of: tuple[int, ...] = (),
     batch: int = 256,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -60,10 +61,11 @@ def extract(
     """Features of the central square of each image, resized and normalised, in evaluation mode.
 
     The last layer is always included, ``layers`` (1 is the first) adds others, each with every one of
-    ``poolings``. ``tokens`` are those of the last layer, or of ``tokens_of``, one of ``layers``. Unreadable images are
-    left out: ``index`` says which remain. The encoder is moved to ``device`` and gets its training mode back. Values
-    may be NaN if training diverged: `count_bad` tells.
-    Raises ValueError for a layer or pooling that the encoder does not have, or when no image can be read.
+    ``poolings``. ``tokens`` are those of the last layer, or the mean over ``tokens_of``, some of ``layers``. Unreadable
+    images are left out: ``index`` says which remain. The encoder is moved to ``device`` and gets its training mode
+    back. Values may be NaN if training diverged: `count_bad` tells.
+    Raises ValueError for a layer or pooling that the encoder does not have, or when no image can be read; Inapplicable
+    for a mean of layers whose tokens differ in number or width.
     """
     parts = stream(
         encoder,
@@ -88,7 +90,7 @@ def stream(
     layers: tuple[int, ...] = (),
     poolings: tuple[str, ...] = ("auto",),
     tokens: bool = False,
-    tokens_of: int = 0,
+    tokens_of: tuple[int, ...] = (),
     batch: int = 256,
     device: torch.device | str = "cpu",
 ) -> Iterator[Features]:
@@ -109,9 +111,16 @@ def stream(
 
 @torch.no_grad()  # not inference mode: probes train on these tensors
 def encode(
-    encoder: Encoder, pixels: Tensor, others: tuple[int, ...], poolings: tuple[str, ...], tokens_of: int = 0
+    encoder: Encoder,
+    pixels: Tensor,
+    others: tuple[int, ...],
+    poolings: tuple[str, ...],
+    tokens_of: tuple[int, ...] = (),
 ) -> tuple[Parts, Float[Tensor, "b p d"]]:
-    """Vectors of the last layer and of ``others``, on the CPU, and patch tokens of one of them, 0 for the last."""
+    """Vectors of the last layer and of ``others``, on the CPU, and the mean of the patch tokens of some of them.
+
+    Without ``tokens_of`` these are those of the last layer. Raises Inapplicable where there is no such mean.
+    """
     if pixels.device.type == "cpu" and len(pixels) > 1 and pixels[:, 0].numel() > AT_ONCE:
         halves = [encode(encoder, half, others, poolings, tokens_of) for half in pixels.tensor_split(2)]
         vectors = {key: torch.cat([half[0][key] for half in halves]) for key in halves[0][0]}
@@ -123,7 +132,16 @@ def encode(
         for layer, part in found.items()
         for how in poolings
     }
-    return vectors, found[tokens_of or encoder.depth].patches
+    return vectors, _mean_tokens([found[layer].patches for layer in tokens_of or (encoder.depth,)])
+
+
+def _mean_tokens(layers: list[Float[Tensor, "b _ _"]]) -> Float[Tensor, "b p d"]:
+    """Raises Inapplicable for layers whose tokens differ in number or width."""
+    shapes = [layer.shape[1:] for layer in layers]
+    if len(set(shapes)) > 1:
+        said = ", ".join(f"{tokens} of {width} numbers" for tokens, width in shapes)
+        raise Inapplicable(f"tokens of {len(layers)} layers have no mean, as they differ in shape: {said}.")
+    return torch.stack(layers).mean(0) if len(layers) > 1 else layers[0]
 
 
 def pixel_features(canvases: CanvasSet, indices: Int64[np.ndarray, " n"], size: int = 32) -> Features:

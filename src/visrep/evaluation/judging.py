@@ -15,9 +15,11 @@ from visrep.evaluation.protocols import (
     COPIES,
     MEASURED,
     ON_LAYERS,
+    ON_MEAN_TOKENS,
     ON_TOKENS,
     ON_TOKENS_AS_PUBLISHED,
     ON_VECTORS_AS_PUBLISHED,
+    reads_mean_tokens,
     reads_tokens,
     reads_vectors,
     tunes,
@@ -137,9 +139,12 @@ def _jobs(
             for (layer, pooling), vectors in train.vectors.items():
                 x, x_test = vectors.to(device), test.vectors[layer, pooling].to(device)
                 yield _job(name, x, labels, x_test, answers, seed), layer, pooling
-        elif reads_tokens(name) and train.tokens is not None and test.tokens is not None:
+        elif reads_tokens(name) or reads_mean_tokens(name):
+            if train.tokens is None or test.tokens is None:
+                continue  # raw pixels have no tokens
             x, x_test = train.tokens.to(device), test.tokens.to(device)
-            yield _job(name, x, labels, x_test, answers, seed), last, "tokens"
+            pooling = "tokens" if reads_tokens(name) else "layers"
+            yield _job(name, x, labels, x_test, answers, seed), last, pooling
         elif name in ON_LAYERS and last:  # raw pixels have no layers
             x, x_test = ({key: part.to(device) for key, part in side.parts.items()} for side in (train, test))
             probe = ON_LAYERS[name]
@@ -158,7 +163,7 @@ def _job(name: str, x: Tensor, labels: Tensor, x_test: Tensor, answers: Tensor, 
         _check_tokens(name, x, x_test)
         if name in ON_TOKENS_AS_PUBLISHED:
             return ON_TOKENS_AS_PUBLISHED[name](x, labels, x_test, answers, seed=seed)
-        return ON_TOKENS[name](x, labels, x_test, seed=seed)
+        return (ON_TOKENS | ON_MEAN_TOKENS)[name](x, labels, x_test, seed=seed)
 
     return on_tokens
 

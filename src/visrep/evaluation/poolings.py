@@ -21,9 +21,9 @@ def check_poolings(poolings: tuple[str, ...]) -> None:
         raise ValueError(f"there is no pooling {unknown[0]!r}. Use one of: {', '.join(POOLINGS)}.")
 
 
-def last_layers(depth: int) -> tuple[int, ...]:
-    """The last four, or all where there are fewer; 1 is the first."""
-    return tuple(range(max(1, depth - LAST + 1), depth + 1))
+def last_layers(depth: int, number: int = LAST) -> tuple[int, ...]:
+    """So many last ones, or all where there are fewer; 1 is the first."""
+    return tuple(range(max(1, depth - number + 1), depth + 1))
 
 
 def assemble(parts: Parts, layers: tuple[int, ...], poolings: tuple[str, ...], depth: int) -> Parts:

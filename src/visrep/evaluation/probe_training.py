@@ -35,6 +35,7 @@ class Published:
     batch: int
     lr: float
     """peak, of this batch"""
+    last_lr: float = 0.0
     warmup: float = 0.0
     """epochs"""
     start: float = 0.0
@@ -57,7 +58,8 @@ class Published:
         epoch = math.floor(epoch) if self.by_epoch else epoch
         if epoch < self.warmup:
             return self.start + (self.lr - self.start) * epoch / self.warmup
-        return self.lr * (1 + math.cos(math.pi * (epoch - self.warmup) / (self.epochs - self.warmup))) / 2
+        falls = 1 + math.cos(math.pi * (epoch - self.warmup) / (self.epochs - self.warmup))
+        return self.last_lr + (self.lr - self.last_lr) * falls / 2
 
     def settings(self, n: int) -> dict[str, Setting]:
         """What a result says of the schedule, for a set of ``n`` images."""

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from visrep.evaluation.attentive import attentive
+from visrep.evaluation.attentive_aim import attentive_aim
 from visrep.evaluation.attentive_efficient import attentive_efficient, attentive_efficient_as_published
 from visrep.evaluation.attentive_vjepa import attentive_vjepa
 from visrep.evaluation.attentive_vjepa2 import attentive_vjepa2, attentive_vjepa2_as_published
@@ -93,6 +94,8 @@ ON_TOKENS: dict[str, Probe] = {
     "attentive-efficient": attentive_efficient,
 }
 """read the patch tokens of one layer"""
+ON_MEAN_TOKENS: dict[str, Probe] = {"attentive-aim": attentive_aim}
+"""read the mean of the patch tokens of the last layers, whichever were asked for"""
 ON_TOKENS_AS_PUBLISHED: dict[str, PaperProbe] = {
     "attentive-vjepa2@paper": attentive_vjepa2_as_published,
     "attentive-efficient@paper": attentive_efficient_as_published,
@@ -103,8 +106,7 @@ LONG = frozenset({"attentive-vjepa2"})
 NEAR_TWINS = frozenset({"logreg", "fewshot-ridge"})
 """`linear` and `fewlabels` with exactly the published settings: asked for by name, no part of "all" """
 KNOWN_AS = {
-    "aim": ("attentive",),
-    "attentive-aim": ("attentive",),
+    "aim": ("attentive-aim",),
     "dino": ("linear-dino", "knn"),
     "dinov2": ("linear-dinov2", "logreg", "knn"),
     "efficient": ("attentive-efficient",),
@@ -123,7 +125,7 @@ ALL = "all"
 applies"""
 
 ORDER = (
-    "linear", "linear-dinov2", "linear-dino", "linear-mae", "logreg", "attentive", "attentive-vjepa",
+    "linear", "linear-dinov2", "linear-dino", "linear-mae", "logreg", "attentive", "attentive-aim", "attentive-vjepa",
     "attentive-vjepa2", "attentive-efficient", "knn", "fewlabels", "fewshot-ridge", "knn-loo", "episodes", "retrieval",
     "retrieval-within", "clustering", COPIES, *ROBUST, *DENSE, "linear-dinov2@paper", "linear-dino@paper",
     *ON_VECTORS_AS_PUBLISHED, *ON_TOKENS_AS_PUBLISHED, *RECIPES,
@@ -145,7 +147,7 @@ def without_all(names: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
 
 def check_protocols(names: tuple[str, ...]) -> None:
     """Raises ValueError, with the protocols there are, when one does not exist or none is asked for."""
-    on_tokens = [*ON_TOKENS, *ON_TOKENS_AS_PUBLISHED]
+    on_tokens = [*ON_TOKENS, *ON_MEAN_TOKENS, *ON_TOKENS_AS_PUBLISHED]
     on_vectors = [*ON_VECTORS, *ON_VECTORS_AS_PUBLISHED]
     available = ", ".join([*on_vectors, *ON_LAYERS, *on_tokens, *MEASURED, COPIES, *ROBUST, *DENSE, *RECIPES])
     if not names:
@@ -177,8 +179,13 @@ def needs_images(name: str) -> bool:
 
 
 def reads_tokens(name: str) -> bool:
-    """Whether a protocol reads patch tokens."""
+    """Whether a protocol reads patch tokens of one layer."""
     return name in ON_TOKENS or name in ON_TOKENS_AS_PUBLISHED
+
+
+def reads_mean_tokens(name: str) -> bool:
+    """Whether a protocol reads the mean of the patch tokens of several layers."""
+    return name in ON_MEAN_TOKENS
 
 
 def reads_vectors(name: str) -> bool:

@@ -40,7 +40,7 @@ class Prediction:
 
 
 class Inapplicable(ValueError):
-    """A protocol cannot be run on such data, whatever the encoder."""
+    """A protocol cannot be run on such data, or asks for what such an encoder does not have."""
 
 
 @dataclass(frozen=True)

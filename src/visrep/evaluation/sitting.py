@@ -12,15 +12,16 @@ import torch
 
 from visrep.config import to_json
 from visrep.encoders.checks import NoFreshWeights
+from visrep.evaluation.attentive_aim import LAYERS
 from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.features import Features, extract, pixel_features
 from visrep.evaluation.fingerprint import digest_of
 from visrep.evaluation.fitting import Images
 from visrep.evaluation.judging import judge, judge_copies, judge_tuned
 from visrep.evaluation.labels import check_classes
-from visrep.evaluation.poolings import assemble
-from visrep.evaluation.protocols import needs_images, reads_tokens
-from visrep.evaluation.results import Judged, Result
+from visrep.evaluation.poolings import assemble, last_layers
+from visrep.evaluation.protocols import needs_images, reads_mean_tokens, reads_tokens
+from visrep.evaluation.results import Inapplicable, Judged, Result
 from visrep.evaluation.robustness.base import Subjects
 from visrep.evaluation.robustness.registry import judge_robust
 from visrep.evaluation.untrained import untrained_twin
@@ -127,22 +128,32 @@ class Sitting:
 
         return [of(side) for side in self.sides]
 
-    def _features_of_layer(
-        self, who: str, identity: Mapping[str, Any], network: Callable[[], Encoder], layer: int
+    def _token_features(
+        self, who: str, identity: Mapping[str, Any], network: Callable[[], Encoder], layers: tuple[int, ...]
     ) -> list[Features]:
-        """Vectors and patch tokens of one layer other than the last, on both sides."""
+        """Patch tokens of a layer other than the last, or the mean over several, and vectors of the last of them.
+
+        On both sides. Raises Inapplicable where these layers have no mean.
+        """
+        mark = layers[0] if len(layers) == 1 else layers
 
         def of(side: Side) -> Features:
-            def passed(layers: tuple[int, ...], tokens: bool) -> Features:
-                return self._passed(network(), side, layers, tokens, layer)
+            def passed(asked: tuple[int, ...], tokens: bool) -> Features:
+                return self._passed(network(), side, asked, tokens, layers)
 
-            found = self.store.get(who, {**identity, "tokens of": layer}, side, (layer,), True, passed)
-            return replace(found, vectors={key: part for key, part in found.parts.items() if key[0] == layer})
+            found = self.store.get(who, {**identity, "tokens of": mark}, side, layers, True, passed)
+            last = {key: part for key, part in found.parts.items() if key[0] == layers[-1]}
+            return replace(found, vectors=last)
 
         return [of(side) for side in self.sides]
 
     def _passed(
-        self, encoder: Encoder, side: Side, layers: tuple[int, ...], tokens: bool, tokens_of: int = 0
+        self,
+        encoder: Encoder,
+        side: Side,
+        layers: tuple[int, ...],
+        tokens: bool,
+        tokens_of: tuple[int, ...] = (),
     ) -> Features:
         """A pass over the images of one side."""
         found = extract(
@@ -159,10 +170,11 @@ class Sitting:
         return replace(found, parts=found.vectors)
 
     def _judge(self, who: Judged, features: list[Features], network: Callable[[], Encoder] | None) -> None:
-        """Through the protocols; without a network, through those that read features."""
+        """Through the protocols, but those that read several layers' tokens; without a network, those of features."""
         train, test = features
         how: dict[str, Any] = {"device": self.device, "seed": self.seed, "progress": self.progress}
-        self._add(who, *judge(who, train, test, self.protocols, lenient=self.lenient, **how))
+        protocols = tuple(name for name in self.protocols if not reads_mean_tokens(name))
+        self._add(who, *judge(who, train, test, protocols, lenient=self.lenient, **how))
         if network is None or not any(map(needs_images, self.protocols)):
             return
         fitted, judged = (
@@ -176,13 +188,37 @@ class Sitting:
         self._add(who, *judge_robust(who, subjects, self.protocols, lenient=self.lenient))
 
     def _judge_tokens(self, who: Judged, identity: Mapping[str, Any], network: Callable[[], Encoder]) -> None:
-        """The other layers that were asked for, in the protocols that read patch tokens."""
-        protocols = tuple(filter(reads_tokens, self.protocols))
+        """The other layers that were asked for, and the mean of the last ones, in the protocols that read tokens."""
+        of_layers = tuple(filter(reads_tokens, self.protocols))
+        of_mean = tuple(filter(reads_mean_tokens, self.protocols))
+        for layer in sorted({*self.asked.layers} - {self.asked.depth}) if of_layers else ():
+            self._judge_layers(who, identity, network, (layer,), of_layers)
+        if of_mean:
+            averaged = last_layers(self.asked.depth, LAYERS)
+            self._judge_layers(who, identity, network, averaged, of_mean)
+
+    def _judge_layers(
+        self,
+        who: Judged,
+        identity: Mapping[str, Any],
+        network: Callable[[], Encoder],
+        layers: tuple[int, ...],
+        protocols: tuple[str, ...],
+    ) -> None:
+        """The tokens of a layer, or their mean over several, which are in memory only here.
+
+        Raises Inapplicable where there is no such mean, unless what does not apply is to be left out.
+        """
+        try:
+            train, test = self._token_features(who, identity, network, layers)
+        except Inapplicable as reason:
+            refused = f"{', '.join(protocols)} cannot read this encoder: {reason}"
+            if not self.lenient:
+                raise Inapplicable(f"{refused} Use attentive, which reads the last layer alone.") from reason
+            self._add(who, [], [f"left out: {refused}"])
+            return
         how: dict[str, Any] = {"device": self.device, "seed": self.seed, "progress": self.progress}
-        for layer in sorted({*self.asked.layers} - {self.asked.depth}) if protocols else ():
-            train, test = self._features_of_layer(who, identity, network, layer)
-            self._add(who, *judge(who, train, test, protocols, lenient=self.lenient, **how))
-            del train, test  # before those of the next layer are made
+        self._add(who, *judge(who, train, test, protocols, lenient=self.lenient, **how))
 
     def _add(self, who: str, results: list[Result], cautions: list[str]) -> None:
         self.results.extend(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from visrep.analysis.similarity.base import Similarity
 from visrep.analysis.spectra import checked
+
+BATCH = 256
+"""images of a batch of `CKA_MINIBATCH` at most"""
 
 
 def hsic(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
@@ -79,6 +83,28 @@ def minibatch_cka(batches: Iterable[tuple[Float[Tensor, "b d1"], Float[Tensor, "
     return float(sums[0] / (sums[1] * sums[2]).sqrt())
 
 
+def in_batches(z: Float[Tensor, "n d"]) -> list[Float[Tensor, "_ d"]]:
+    """Parts of up to `BATCH` images, of almost equal size: each takes every so many-th image.
+
+    So that data in the order of its classes gives batches of all of them.
+    """
+    step = math.ceil(len(z) / BATCH)
+    return [z[first::step] for first in range(step)]
+
+
+def varying(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The features in float64, which batches are taken of. Raises ValueError when no batch varies."""
+    z = checked(z)
+    if not any(bool((part != part[0]).any()) for part in in_batches(z)):
+        raise ValueError("all images have one vector: there is nothing to compare.")
+    return z
+
+
+def over_batches(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) -> float:
+    """`minibatch_cka` of features of the same images."""
+    return minibatch_cka(zip(in_batches(x), in_batches(y), strict=True))
+
+
 def _unit(k: Tensor) -> Tensor:
     length = k.norm()
     if not length > 0:
@@ -106,4 +132,15 @@ CKA_BIASED = Similarity(
     compare=inner,
     relational=True,
     over_width=True,
+)
+CKA_MINIBATCH = Similarity(
+    name="cka-minibatch",
+    title="minibatch CKA",
+    variant="linear kernel, unbiased HSICs averaged over batches of up to 256 images, then their ratio (Nguyen et al. "
+    "2021); one batch up to 256 images",
+    compares="As CKA, for more images than an N x N table allows: pairs of images of different batches are not looked "
+    "at, so the value scatters a little more.",
+    prepare=varying,
+    compare=over_batches,
+    relational=False,
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from visrep.analysis.similarity.base import Similarity
 from visrep.analysis.similarity.cca import CCA, PWCCA, SVCCA
-from visrep.analysis.similarity.cka import CKA, CKA_BIASED
+from visrep.analysis.similarity.cka import CKA, CKA_BIASED, CKA_MINIBATCH
 from visrep.analysis.similarity.neighbours import MUTUAL_KNN
 from visrep.analysis.similarity.procrustes import PROCRUSTES
 from visrep.analysis.similarity.rsa import RSA
 
-SIMILARITIES: tuple[Similarity, ...] = (CKA, MUTUAL_KNN, PROCRUSTES, RSA, CCA, SVCCA, PWCCA, CKA_BIASED)
+SIMILARITIES: tuple[Similarity, ...] = (
+    CKA, MUTUAL_KNN, PROCRUSTES, RSA, CCA, SVCCA, PWCCA, CKA_BIASED, CKA_MINIBATCH
+)  # fmt: skip
 USUAL = ("cka", "mutual-knn", "procrustes", "rsa", "cca", "svcca", "pwcca")
 
 

@@ -168,6 +168,7 @@ def test_layers_of_different_shapes_have_no_mean(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Inapplicable, match=said + r".*Use attentive, which reads the last layer alone\."):
         evaluate(resnet(), TRAIN, TEST, protocols=("attentive-aim",))
     monkeypatch.setattr(protocols, "ORDER", ("attentive-aim", "knn"))
+    monkeypatch.setattr(protocols, "LONG", frozenset())
     found = evaluate(resnet(), TRAIN, TEST, protocols=("all",))
     assert {r.protocol for r in found.results} == {"knn"}
     (warning,) = [line for line in found.warnings if "attentive-aim" in line]

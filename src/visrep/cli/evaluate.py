@@ -32,10 +32,10 @@ def evaluate(
             JPEGImages/ and Annotations/, or playground
         test: held-out labelled images; default: the test or val part of data, else a fifth of it
         protocols: all (that leave the encoder as it is), or some of: knn, knn-loo, linear, linear-dino, linear-dinov2,
-            linear-mae, fewlabels, attentive, attentive-aim, attentive-vjepa, attentive-vjepa2 (hours without an
-            accelerator; not in all), attentive-efficient, episodes, clustering, retrieval, retrieval-within, copies,
-            corruptions, shifts, backgrounds, ood-layers, finetune, finetune-mae, finetune-mae-large, finetune-motion;
-            these and knn also with few labels: finetune:10% or knn:5 (of each class). By name only: logreg,
+            linear-mae, fewlabels, attentive, attentive-vjepa, attentive-efficient, episodes, clustering, retrieval,
+            retrieval-within, copies, corruptions, shifts, backgrounds, ood-layers, finetune, finetune-mae,
+            finetune-mae-large, finetune-motion; these and knn also with few labels: finetune:10% or knn:5 (of each
+            class). By name only: attentive-aim and attentive-vjepa2 (hours without an accelerator), logreg,
             fewshot-ridge, and, chosen on test images, @paper behind linear-dino, linear-dinov2, linear-mae,
             attentive-vjepa2 and attentive-efficient. On images with masks: segmentation, hummingbird, depth,
             attention-masks, discovery-lost, discovery-tokencut, propagation, correspondence. See docs/protocols.md

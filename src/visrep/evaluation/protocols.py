@@ -101,8 +101,8 @@ ON_TOKENS_AS_PUBLISHED: dict[str, PaperProbe] = {
     "attentive-efficient@paper": attentive_efficient_as_published,
 }
 """the same, with settings chosen on the test images"""
-LONG = frozenset({"attentive-vjepa2"})
-"""take hours without an accelerator, so that "all" does not stand for them"""
+LONG = frozenset({"attentive-aim", "attentive-vjepa2"})
+"""take an hour or more of a processor for ten thousand images, so that "all" does not stand for them"""
 NEAR_TWINS = frozenset({"logreg", "fewshot-ridge"})
 """`linear` and `fewlabels` with exactly the published settings: asked for by name, no part of "all" """
 KNOWN_AS = {

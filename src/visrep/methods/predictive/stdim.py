@@ -125,14 +125,14 @@ def tiny() -> Run[Config]:
 def small32() -> Run[Config]:
     """Frames of 32 px, a narrow ResNet-18; minutes on two cores for 4,000 clips of the playground.
 
-    What short runs need: many negatives and some cropping. Frames of a clip share a still background, which alone tells
-    it from few others.
+    What short runs need: many negatives, some cropping, and one place for all clips. Where each has a background of its
+    own, which stands still, that alone tells a clip from the others, and nothing of its objects is learned.
     """
     view = replace(WHOLE, size=32, scale=(0.4, 1.0), ratio=(3 / 4, 4 / 3))
     return Run(
         method=Config(encoder=NAMED["resnet_narrow"], views=OneView(view, frames=2)),
         optim=_adam(lr=Warmup(epochs=1, then=Cosine(2e-3, 0.0))),
-        data="playground-video:n=4000,size=48,frames=8",
+        data="playground-video:n=4000,size=48,frames=8,backdrops=1",
         epochs=16,
         batch=128,
         monitor_epochs=4,

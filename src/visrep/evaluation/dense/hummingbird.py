@@ -43,7 +43,7 @@ def hummingbird(exam: Exam) -> list[Measure]:
         parts.append(Counts.of(named(found.permute(0, 3, 1, 2), test.size), side.classes, len(test.names)))
     settings = {"image": exam.image, "memory": len(keys), "neighbours": min(NEIGHBOURS, len(keys))}
     counts = Counts.joined(parts)
-    how = {"groups": exam.test.groups, "n_train": len(exam.train), "seed": exam.seed}
+    how = {"groups": exam.test.groups, "n_train": len(exam.train)}
     return [counts.measure("hummingbird", settings, test.names, **how, caution=unseen(exam))]
 
 

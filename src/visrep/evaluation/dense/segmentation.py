@@ -48,7 +48,7 @@ def segmentation(exam: Exam) -> list[Measure]:
     (counts,) = judge(fit(exam, exam.train, (rate,)), exam.test, exam.device)
     settings = {"lr": rate, "image": exam.image, "steps": SCHEDULE.steps(len(exam.train))}
     names = exam.test.names
-    how = {"groups": exam.test.groups, "n_train": len(exam.train), "seed": exam.seed}
+    how = {"groups": exam.test.groups, "n_train": len(exam.train)}
     return [counts.measure("segmentation", settings, names, **how, caution=unseen(exam))]
 
 

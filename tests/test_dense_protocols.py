@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,24 @@ def test_protocols_that_fit_resample_videos() -> None:
         (all_,) = [m for m in run(exam(train, many)) if m.metric == metric]
         assert (all_.low, all_.high) == pytest.approx((one.low, one.high), abs=1e-6)
         assert all_.high - all_.low > 0.005
+
+
+def test_each_of_few_videos_is_judged_by_the_others() -> None:
+    """One matrix of all folds; the judged video is in no memory, which an exact copy of it would show."""
+    videos = side(12, noise=2)
+    videos.source.groups = np.repeat([3, 5, 8], [2, 4, 6])
+    (found,) = hummingbird(replace(exam(videos, videos), crossed=True))
+    parts = []
+    for rows in torch.arange(12).split([2, 4, 6]):
+        others = videos.at(torch.from_numpy(np.setdiff1d(np.arange(12), rows)))
+        keys, values = remember(others, seed=0, device=CPU)
+        votes = look_up(videos.at(rows).tokens.float().flatten(0, 2), keys, values)
+        maps = enlarged(votes.unflatten(0, (len(rows), GRID, GRID)).permute(0, 3, 1, 2), SIZE)
+        parts.append(Counts.of(maps.argmax(1), videos.at(rows).classes, K))
+    assert found.value == pytest.approx(float(Counts.joined(parts).iou().mean()), abs=1e-9)
+    assert (found.low, found.high) == Counts.joined(parts).interval(np.repeat([0, 1, 2], [2, 4, 6]))
+    assert (found.n_train, found.n_test, found.settings["folds"]) == (6, 12, 3)
+    assert found.value < hummingbird(exam(videos, videos))[0].value
 
 
 def test_the_measure_names_classes() -> None:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
 from visrep.evaluation.dense.heads import (
     CHOOSING_STEPS,
     RATES,
@@ -53,25 +53,34 @@ def depth(exam: Exam) -> list[Measure]:
     Each is computed image by image and averaged over images, as DINOv3 does; pooled over all pixels RMSE would be
     greater.
     """
-    furthest = float(exam.train.depth.max())
-    fitted, held_out = hold_out(exam.train, exam.seed)
-    tried = judge(fit(exam, fitted, RATES, furthest, choosing=True), held_out, exam.device)
-    rate = min(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1][RMSE].mean()))[0]
-    (found,) = judge(fit(exam, exam.train, (rate,), furthest), exam.test, exam.device)
-    found[RMSE] = found[RMSE] / furthest
-    settings = {"lr": rate, "image": exam.image, "steps": SCHEDULE.steps(len(exam.train))}
+    exams = exam.folds()
+    judged = [_judged(fold) for fold in exams]
+    found = {name: torch.cat([errors[name] for _, errors in judged]) for name in judged[0][1]}
+    found[RMSE] = found[RMSE] / exam.train.depth.max()
+    folds = Folds.of(exams, [rate for rate, _ in judged])
+    settings = {**folds.settings, "image": exam.image, "steps": SCHEDULE.steps(folds.n_train)}
     return [
         Measure(
             "depth",
             metric,
             float(values.mean()),
-            *interval(values.numpy(), exam.test.groups, seed=exam.seed),
+            *interval(values.numpy(), folds.groups, seed=exam.seed),
             settings,
-            n_train=len(exam.train),
+            n_train=folds.n_train,
             n_test=len(exam.test),
         )
         for metric, values in found.items()
     ]
+
+
+def _judged(exam: Exam) -> tuple[float, dict[str, Float[Tensor, " n"]]]:
+    """The learning rate chosen on held-out training images, and the errors of a head trained with it on all."""
+    furthest = float(exam.train.depth.max())
+    fitted, held_out = hold_out(exam.train, exam.seed)
+    tried = judge(fit(exam, fitted, RATES, furthest, choosing=True), held_out, exam.device)
+    rate = min(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1][RMSE].mean()))[0]
+    (errors,) = judge(fit(exam, exam.train, (rate,), furthest), exam.test, exam.device)
+    return rate, errors
 
 
 class DepthHeads(LinearHeads):

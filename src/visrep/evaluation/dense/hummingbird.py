@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
 from visrep.evaluation.dense.miou import Counts
 from visrep.evaluation.dense.segmentation import JUDGED, check_marked, named, unseen
 from visrep.evaluation.results import Measure
@@ -33,6 +33,19 @@ def hummingbird(exam: Exam) -> list[Measure]:
 
     Raises Inapplicable when fewer than two classes are marked in the training images.
     """
+    exams = exam.folds()
+    found = [_judged(fold) for fold in exams]
+    folds, memory = Folds.of(exams, ()), min(size for size, _ in found)
+    settings = {
+        **folds.settings, "image": exam.image, "memory": memory, "neighbours": min(NEIGHBOURS, memory),
+    }  # fmt: skip
+    counts = Counts.joined([counts for _, counts in found])
+    how = {"groups": folds.groups, "n_train": folds.n_train}
+    return [counts.measure("hummingbird", settings, exam.test.names, **how, caution=unseen(exams))]
+
+
+def _judged(exam: Exam) -> tuple[int, Counts]:
+    """How many patches are remembered, and what they say of the test images."""
     check_marked(exam.train)
     keys, values = remember(exam.train, seed=exam.seed, device=exam.device)
     test, parts = exam.test, []
@@ -41,10 +54,7 @@ def hummingbird(exam: Exam) -> list[Measure]:
         queries = side.tokens.to(exam.device).float()
         found = look_up(queries.flatten(0, 2), keys, values).unflatten(0, queries.shape[:3])
         parts.append(Counts.of(named(found.permute(0, 3, 1, 2), test.size), side.classes, len(test.names)))
-    settings = {"image": exam.image, "memory": len(keys), "neighbours": min(NEIGHBOURS, len(keys))}
-    counts = Counts.joined(parts)
-    how = {"groups": exam.test.groups, "n_train": len(exam.train)}
-    return [counts.measure("hummingbird", settings, test.names, **how, caution=unseen(exam))]
+    return len(keys), Counts.joined(parts)
 
 
 def remember(

@@ -11,13 +11,15 @@ published 1e-3, 3e-3, 1e-2 and 3e-2; at least 500 steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from visrep.data.dense import IGNORE
-from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
 from visrep.evaluation.dense.heads import (
     CHOOSING_STEPS,
     RATES,
@@ -41,15 +43,23 @@ def segmentation(exam: Exam) -> list[Measure]:
 
     Raises Inapplicable when fewer than two classes are marked in the training images.
     """
+    exams = exam.folds()
+    found = [_judged(fold) for fold in exams]
+    folds = Folds.of(exams, [rate for rate, _ in found])
+    settings = {**folds.settings, "image": exam.image, "steps": SCHEDULE.steps(folds.n_train)}
+    counts = Counts.joined([counts for _, counts in found])
+    how = {"groups": folds.groups, "n_train": folds.n_train}
+    return [counts.measure("segmentation", settings, exam.test.names, **how, caution=unseen(exams))]
+
+
+def _judged(exam: Exam) -> tuple[float, Counts]:
+    """The learning rate chosen on held-out training images, and what a head trained with it on all says of the test."""
     check_marked(exam.train)
     fitted, held_out = hold_out(exam.train, exam.seed)
     tried = judge(fit(exam, fitted, RATES, choosing=True), held_out, exam.device)
     rate = max(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1].iou().nanmean()))[0]
     (counts,) = judge(fit(exam, exam.train, (rate,)), exam.test, exam.device)
-    settings = {"lr": rate, "image": exam.image, "steps": SCHEDULE.steps(len(exam.train))}
-    names = exam.test.names
-    how = {"groups": exam.test.groups, "n_train": len(exam.train)}
-    return [counts.measure("segmentation", settings, names, **how, caution=unseen(exam))]
+    return rate, counts
 
 
 def fit(exam: Exam, side: DenseSide, rates: tuple[float, ...], *, choosing: bool = False) -> LinearHeads:
@@ -96,16 +106,20 @@ def named(scores: Float[Tensor, "b k h w"], size: int) -> Int64[Tensor, "b s s"]
     return enlarged(scores, size).argmax(1).cpu()
 
 
-def unseen(exam: Exam) -> str:
-    """A caution where test masks have classes that no training mask has."""
-    known, asked = (set(side.classes.unique().tolist()) - {IGNORE} for side in (exam.train, exam.test))
-    names = [exam.test.names[number] for number in sorted(asked - known)]
+def unseen(exams: Sequence[Exam]) -> str:
+    """A caution where test masks have classes that no training mask has, in some fold."""
+    names = [exams[0].test.names[number] for number in sorted(set().union(*map(_unseen, exams)))]
     if not names:
         return ""
     return (
         f"{', '.join(names[:5])}{f' and {len(names) - 5} more classes' if len(names) > 5 else ''}: in masks of test "
         "images and of no training image, so that nothing can name them; their IoU of 0 counts in the mean."
     )
+
+
+def _unseen(exam: Exam) -> set[int]:
+    known, asked = (set(side.classes.unique().tolist()) - {IGNORE} for side in (exam.train, exam.test))
+    return asked - known
 
 
 def check_marked(train: DenseSide) -> None:

@@ -186,6 +186,13 @@ def test_an_order_by_another_measure(name: str, folder: Path, tmp_path: Path) ->
     assert chosen.title in found.summary()
 
 
+@pytest.mark.parametrize("name", ["rankme", "alpha-req", "lidar"])
+def test_too_few_images_choose_nothing(name: str, folder: Path) -> None:
+    few = open_source("playground:n=4,size=32")
+    with pytest.raises(ValueError, match=r"one: .* not shown: .*Give more images, or another --select"):
+        compare_without_labels({"one": visrep.load_encoder(folder)}, {}, few, select=selector(name))
+
+
 def test_selecting_is_for_comparing_without_labels(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose by one of rankme"):
         visrep.compare([folder, folder], DATA, select="alignment", labels=False, out=tmp_path)

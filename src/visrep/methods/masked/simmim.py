@@ -25,6 +25,7 @@ from visrep.encoders import Swin, ViT, ViTLike
 from visrep.functional import REPAINTED, displayed, patchify, repainted, unpatchify, widen
 from visrep.masking import unit_mask
 from visrep.method import At, Batch, Encoder, Losses, Method
+from visrep.nn.transformer import xavier
 from visrep.schedules import Constant, Cosine, Step, Warmup
 from visrep.views import OneView, View
 
@@ -43,6 +44,8 @@ class Config:
     mask_unit: int = 32
     """side in pixels of what is hidden at once, a multiple of the patch: too small, and neighbours give pixels away; a
     seventh of the image's side is good"""
+    loud: bool = False
+    """start linear layers as MAE does, not at a deviation of .02, which is too quiet for networks a hundred wide"""
 
 
 def simmim_loss(
@@ -67,6 +70,8 @@ class SimMIM(Method):
             )
         self.backbone = cfg.encoder.build()
         self.head = nn.Linear(self.backbone.width, self.backbone.stride**2 * cfg.encoder.channels)
+        if cfg.loud:
+            self.apply(xavier)
 
     @property
     def encoder(self) -> Encoder:

@@ -206,6 +206,7 @@ def test_public_encoders_and_sheets_are_compared_and_passes_are_saved(
     api.evaluate("pip:b", DATA, protocols=("linear",), out=tmp_path / "b.json")
     assert len(passes) == 4  # of the encoder and of its untrained twin, on both sides
     alone = json.loads((tmp_path / "b.json").read_text())
+    assert f"{alone['results'][0]['value']:.1f} %" in api.report(tmp_path / "b.json").read_text()
     comparison = visrep.compare(
         ["pip:a", tmp_path / "b.json"], DATA, out=tmp_path / "out", protocols=("linear",)
     )

@@ -43,7 +43,8 @@ def evaluate(
 
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
     ``limit`` and ``test_limit`` keep the first images of every class, in proportion. Dense protocols (segmentation,
-    hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`);
+    hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`); what
+    they say of a few images is drawn into the folder ``evaluation-pictures`` beside the file;
     ``read_out="pyramid"`` gives their probes maps of several resolutions (see `Pyramid`).
     """
     from visrep.encoders.pretrained.resolve import is_public

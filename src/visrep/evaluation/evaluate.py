@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from visrep.encoders import applied_to
 from visrep.evaluation.dense.judging import judge_dense
 from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.dense.sitting import ReadOut
+from visrep.evaluation.examples import Strip
 from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.fingerprint import fingerprint
 from visrep.evaluation.labels import without_test_images
@@ -51,10 +52,13 @@ class Evaluation:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """about this call, not about the numbers: which features were reused"""
+    pictures: dict[str, list[Strip]] = field(default_factory=dict, compare=False)
+    """by dense protocol, what was said of some of the judged images"""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as evaluation.json holds them."""
-        return {name: value for name, value in asdict(self).items() if name != "notes"}
+        values = asdict(replace(self, pictures={}))
+        return {name: value for name, value in values.items() if name not in ("notes", "pictures")}
 
 
 def evaluate(
@@ -184,7 +188,7 @@ def _by_masks(
     fitted, judged = found.roles.fitted.source, found.roles.judged.source
     mark = fingerprint(encoder, fitted, judged, found.results, seed=seed)
     warnings = [*found.warnings, *_few(min(result.n_test for result in found.results))]
-    return Evaluation(found.results, found.split, mark, warnings, found.notes)
+    return Evaluation(found.results, found.split, mark, warnings, found.notes, found.pictures)
 
 
 def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
@@ -197,6 +201,7 @@ def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
         {**mark, "protocols": dict(sorted(protocols.items()))},
         list(dict.fromkeys([*labelled.warnings, *masked.warnings])),
         list(dict.fromkeys([*labelled.notes, *masked.notes])),
+        masked.pictures,
     )
 
 

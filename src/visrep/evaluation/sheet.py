@@ -9,6 +9,7 @@ from typing import Any
 
 from visrep.config import save_json
 from visrep.evaluation.evaluate import Evaluation
+from visrep.evaluation.sheet_pictures import move_pictures, save_pictures
 from visrep.evaluation.versions import outdated, version_in, version_of
 
 ALIKE = ("train", "test", "encoder", "image", "seed", "versions")
@@ -20,15 +21,18 @@ def save_sheet(path: Path, evaluation: Evaluation) -> list[str]:
 
     A file of other images, weights, seed or versions is put beside it, as ``evaluation-<mark>.json``, and taken up
     again by the next evaluation that is like it. Numbers of protocols whose settings have changed since are put into
-    ``evaluation-<mark>-outdated.json``. Returns notes on these.
+    ``evaluation-<mark>-outdated.json``. Pictures stay beside their numbers (`sheet_pictures`). Returns notes on these.
     """
     new, earlier = evaluation.to_json(), _earlier(path)
     if earlier and not _alike(earlier, new):
         save_json(_beside(path, earlier), earlier)
+        move_pictures(path, _beside(path, earlier))
         earlier = _earlier(_beside(path, new))
+        move_pictures(_beside(path, new), path)
     notes = _put_aside(path, earlier)
     save_json(path, joined(earlier, new))
     _beside(path, new).unlink(missing_ok=True)
+    save_pictures(path, evaluation.pictures)
     return notes
 
 
@@ -48,6 +52,7 @@ def _put_aside(path: Path, sheet: dict[str, Any]) -> list[str]:
     file = file.with_stem(f"{file.stem}-outdated")
     earlier, aside = _earlier(file), _of(sheet, old)
     save_json(file, _merged(earlier, aside) if earlier else aside)
+    move_pictures(path, file, {result["protocol"] for result in old})
     return [
         f"{name}: numbers of version {version} are in {file.name} now. Its settings have changed since (version "
         f"{version_of(name)}), so they do not stand beside new ones; judge it again for those."

@@ -10,14 +10,18 @@ count in no share, and patches without others are left out, where the published 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.examples import class_examples
 from visrep.evaluation.dense.miou import Counts
 from visrep.evaluation.dense.segmentation import JUDGED, check_marked, named, unseen
+from visrep.evaluation.examples import spread
 from visrep.evaluation.results import Measure
 
 NEIGHBOURS = 30
@@ -38,13 +42,22 @@ def hummingbird(exam: Exam) -> list[Measure]:
     test, parts = exam.test, []
     for rows in torch.arange(len(test)).split(JUDGED):
         side = test.at(rows)
-        queries = side.tokens.to(exam.device).float()
-        found = look_up(queries.flatten(0, 2), keys, values).unflatten(0, queries.shape[:3])
-        parts.append(Counts.of(named(found.permute(0, 3, 1, 2), test.size), side.classes, len(test.names)))
+        parts.append(Counts.of(answered(side, keys, values), side.classes, len(test.names)))
     settings = {"image": exam.image, "memory": len(keys), "neighbours": min(NEIGHBOURS, len(keys))}
     counts = Counts.joined(parts)
     how = {"groups": exam.test.groups, "n_train": len(exam.train), "seed": exam.seed}
-    return [counts.measure("hummingbird", settings, test.names, **how, caution=unseen(exam))]
+    measure = counts.measure("hummingbird", settings, test.names, **how, caution=unseen(exam))
+    some = test.at(torch.tensor(spread(len(test))))
+    return [replace(measure, examples=class_examples(some, answered(some, keys, values)))]
+
+
+def answered(
+    side: DenseSide, keys: Float[Tensor, "m d"], values: Float[Tensor, "m k"]
+) -> Int64[Tensor, "b s s"]:
+    """The class of each pixel, from the memory."""
+    queries = side.tokens.to(keys.device).float()
+    found = look_up(queries.flatten(0, 2), keys, values).unflatten(0, queries.shape[:3])
+    return named(found.permute(0, 3, 1, 2), side.size)
 
 
 def remember(

@@ -11,6 +11,8 @@ published 1e-3, 3e-3, 1e-2 and 3e-2; at least 500 steps.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from visrep.data.dense import IGNORE
 from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.examples import class_examples
 from visrep.evaluation.dense.heads import (
     CHOOSING_STEPS,
     RATES,
@@ -29,6 +32,7 @@ from visrep.evaluation.dense.heads import (
     train_heads,
 )
 from visrep.evaluation.dense.miou import Counts
+from visrep.evaluation.examples import Example, spread
 from visrep.evaluation.results import Inapplicable, Measure
 
 SCHEDULE = Schedule(passes=32, warmup=1500 / 40_000, weight_decay=1e-3)
@@ -45,11 +49,13 @@ def segmentation(exam: Exam) -> list[Measure]:
     fitted, held_out = hold_out(exam.train, exam.seed)
     tried = judge(fit(exam, fitted, RATES, choosing=True), held_out, exam.device)
     rate = max(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1].iou().nanmean()))[0]
-    (counts,) = judge(fit(exam, exam.train, (rate,)), exam.test, exam.device)
+    heads = fit(exam, exam.train, (rate,))
+    (counts,) = judge(heads, exam.test, exam.device)
     settings = {"lr": rate, "image": exam.image, "steps": SCHEDULE.steps(len(exam.train))}
     names = exam.test.names
     how = {"groups": exam.test.groups, "n_train": len(exam.train), "seed": exam.seed}
-    return [counts.measure("segmentation", settings, names, **how, caution=unseen(exam))]
+    measure = counts.measure("segmentation", settings, names, **how, caution=unseen(exam))
+    return [replace(measure, examples=_examples(heads, exam))]
 
 
 def fit(exam: Exam, side: DenseSide, rates: tuple[float, ...], *, choosing: bool = False) -> LinearHeads:
@@ -89,6 +95,13 @@ def judge(heads: LinearHeads, side: DenseSide, device: torch.device) -> list[Cou
             [Counts.of(named(of_one, side.size), classes, len(side.names)) for of_one in maps.unbind(1)]
         )
     return [Counts.joined(list(of_one)) for of_one in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def _examples(heads: LinearHeads, exam: Exam) -> list[Example]:
+    """Of the only head."""
+    some = exam.test.at(torch.tensor(spread(len(exam.test))))
+    return class_examples(some, named(heads(maps_of(some, slice(None), exam.device))[:, 0], some.size))
 
 
 def named(scores: Float[Tensor, "b k h w"], size: int) -> Int64[Tensor, "b s s"]:

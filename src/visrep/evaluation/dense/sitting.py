@@ -17,6 +17,7 @@ from visrep.evaluation.dense.intervals import few_videos
 from visrep.evaluation.dense.patches import Patches, extract_patches, pixel_patches
 from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.dense.roles import Base, Roles
+from visrep.evaluation.examples import Example, Strip, strips
 from visrep.evaluation.feature_cache import FeatureStore
 from visrep.evaluation.features import Features
 from visrep.evaluation.fingerprint import digest_of
@@ -51,6 +52,8 @@ class DenseSitting:
     results: list[Result] = field(default_factory=list)
     cautions: dict[str, list[str]] = field(default_factory=dict)
     """with those that they are about"""
+    examples: dict[str, dict[str, list[Example]]] = field(default_factory=dict)
+    """of the last layer, by protocol and who was judged"""
 
     def judge_encoder(self, encoder: Encoder) -> None:
         """Raises ValueError for patches that are not finite."""
@@ -105,6 +108,10 @@ class DenseSitting:
                 )
         return list(filter(None, said))
 
+    def pictures(self) -> dict[str, list[Strip]]:
+        """By protocol, some of the judged images with all that was said of them."""
+        return {name: strips(self.examples[name]) for name in self.protocols if name in self.examples}
+
     def _few_videos(self, fits: bool) -> str:
         """A caution about the protocols that fit, or about the others; "" for enough videos, and for images."""
         role = self.roles.judged if fits else self.roles.whole
@@ -153,6 +160,9 @@ class DenseSitting:
                     raise
                 self._note(f"left out: {error}", who)
                 continue
+            if layer in (0, self.layers[0]):
+                said = [example for measure in measures for example in measure.examples]
+                self.examples.setdefault(name, {})[who] = said
             found += [measure.result(who, layer, self.read_out) for measure in measures]
             for caution in dict.fromkeys(measure.caution for measure in measures if measure.caution):
                 self._note(caution, who)

@@ -133,6 +133,10 @@ def test_init_and_start_from_are_two_things(tmp_path: Path):
     with pytest.raises(ValueError, match=r"init=.*start_from=.*both say what to begin with"):
         start(replace(run, out=str(tmp_path / "run")), method="dino")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(
+        ValueError, match=r"model\.onnx is an ONNX file, which can be judged and used, not trained"
+    ):
+        begin(continued("dino", tmp_path / "model.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -141,10 +145,24 @@ def test_init_and_start_from_are_two_things(tmp_path: Path):
         (
             "mae",
             ResNet(18, width=4, stem="small"),
-            r"mae trains a ViTLike, and init=.* is a ResNet\. Choose other",
+            r"mae trains a ViTLike, and init=.* is a ResNet\. Weights that fit: runs .*simclr",
         ),
-        ("context_encoder", VIT, r"context_encoder trains a ResNet or ConvNet, and init=.* is a ViT"),
-        ("dino", VideoViT(frames=4, image=32, patch=8, width=48, depth=1, heads=4), "is a VideoViT"),
+        (
+            "context_encoder",
+            VIT,
+            r"trains a ResNet or ConvNet, and .* is a ViT\. .*: runs with a ResNet; .*ConvNet",
+        ),
+        (
+            "dino",
+            VideoViT(frames=4, image=32, patch=8, width=48, depth=1, heads=4),
+            r"encoder of images, and .* is a VideoViT\. .*trains clips, such as videomae",
+        ),
+        (
+            "crate_mae",
+            VIT,
+            r"a CRATE, .* is a ViT\. Weights that fit: runs with a CRATE.*official files of CRATE",
+        ),
+        ("dinov3", VIT, r"dinov3 needs rotary positions.*position='learned'.*timm:vit_small_patch16_dinov3"),
     ],
 )
 def test_a_method_says_what_it_trains(name: str, config: Any, message: str, tmp_path: Path):
@@ -308,6 +326,13 @@ def test_a_merged_encoder_computes_the_same(tmp_path: Path):
     ("config", "blocks", "below", "above"),
     [
         (VIT, ["blocks.0", "blocks.1", "blocks.2"], "cls_token", "norm.weight"),
+        # a table of positions that outweighs the blocks
+        (
+            ViT(image=518, patch=14, width=32, depth=2, heads=2),
+            ["blocks.0", "blocks.1"],
+            "position",
+            "norm.weight",
+        ),
         (ResNet(18, width=4), ["layer1", "layer2", "layer3", "layer4"], "conv1.weight", ""),
         (ConvNet(width=4), ["stages.0", "stages.1", "stages.2", "stages.3"], "", ""),
     ],

@@ -22,6 +22,7 @@ from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel
 from visrep.encoders.pretrained.packages import PACKAGES
 from visrep.encoders.vit import VisionTransformer
 from visrep.exports.hf_forms import chosen, integer_ratio
+from visrep.exports.licence import known
 from visrep.method import Preprocessing
 
 timm = needs("timm")
@@ -182,6 +183,13 @@ def test_what_came_from_timm_goes_back(name: str, tmp_path: Path, monkeypatch: p
     assert back.preprocessing == encoder.preprocessing
     again = visrep.export(f"timm:local-dir:{tmp_path / 'out'}", "timm", tmp_path / "again")
     assert again.tool == result.tool
+
+
+def test_timms_registry_knows_licences() -> None:
+    assert known("timm:vit_small_patch14_dinov2.lvd142m") == "apache-2.0"
+    assert known("timm:convnextv2_atto.fcmae") == "cc-by-nc-4.0"
+    for unknown in ("timm:resnet18@weights.pth", "timm:hf-hub:somebody/model", "timm:no_such_model", "hf:x"):
+        assert known(unknown) == ""
 
 
 def test_our_swin_goes_to_timm(tmp_path: Path) -> None:

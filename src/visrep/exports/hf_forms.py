@@ -48,7 +48,10 @@ FORMS = (
 
 
 def chosen(c: ViT) -> Form:
-    """The class that is equal at every size, else at the one of the preprocessing. Raises ValueError where there is none."""
+    """The class that is equal at every size, else at that of the preprocessing.
+
+    Raises ValueError where there is none.
+    """
     able = [form for form in FORMS if not form.cannot(c)]
     if not able:
         reasons = "; ".join(f"{form.model} lacks {form.cannot(c)}" for form in FORMS if form.cls == c.cls)

@@ -141,6 +141,7 @@ def compare(
     budget: str = "",
     preset: str = "small32",
     encoder: str = "",
+    init: str = "",
     out: str | Path = "runs/compare",
     seed: int = 0,
     protocols: tuple[str, ...] = ("knn", "linear"),
@@ -160,16 +161,16 @@ def compare(
     compared where images and version of the protocol are those of the others, and notes say which are not. ``budget``
     is a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.
     Judged on ``labelled``, else ``data``, as in `evaluate`; without labels, or with ``labels=False``, the order is by
-    ``select`` (rankme, lidar, alpha-req, clid, ...; default rankme), which says little. ``encoder`` and
-    ``overrides`` are common to all methods that are trained; ``limit`` is how many images they and the probes are
-    trained on. Features are kept with ``keep``, as in `evaluate`.
+    ``select`` (rankme, lidar, alpha-req, clid, ...; default rankme), which says little. ``encoder``, or
+    the weights ``init`` to begin with, and ``overrides`` are common to all methods that are trained; ``limit`` is how
+    many images they and the probes are trained on. Features are kept with ``keep``, as in `evaluate`.
     """
     from visrep.comparison.candidates import Common
     from visrep.comparison.compare import compare
 
     return compare(
         entries,
-        Common(data, preset, encoder, seed, limit, overrides or {}),
+        Common(data, preset, encoder, init, seed, limit, overrides or {}),
         labelled=labelled,
         budget=budget,
         out=Path(out),

@@ -13,7 +13,7 @@ from visrep.analysis.measures.registry import selector
 from visrep.analysis.record import read_run
 from visrep.analysis.report_compare import report_comparison
 from visrep.comparison.budget import Budget
-from visrep.comparison.candidates import Candidate, Common, gather_candidates
+from visrep.comparison.candidates import Candidate, Common, check_init, gather_candidates
 from visrep.comparison.plans import common_budget, plan
 from visrep.comparison.sheets import comparable
 from visrep.comparison.worth import measured_worth
@@ -69,6 +69,8 @@ def compare(
     encoders = {
         candidate.name: load_encoder(candidate.public) for candidate in candidates if candidate.public
     }
+    for candidate in candidates:
+        check_init(candidate)
 
     console = Console(stderr=True, quiet=not progress, highlight=False, markup=False)
     out.mkdir(parents=True, exist_ok=True)

@@ -231,7 +231,9 @@ def test_larger_clips_are_webp() -> None:
 def test_plain_pictures_keep_their_colours() -> None:
     classes = np.random.default_rng(0).integers(0, 256, (60, 3), dtype=np.uint8)[np.arange(112 * 80) % 60]
     head, _, body = data_uri(classes.reshape(112, 80, 3)).partition(",")
-    assert head.startswith("data:image/png") and np.array_equal(opened(body), classes.reshape(112, 80, 3))
+    assert head.startswith("data:image/png") and np.array_equal(
+        np.asarray(opened(body)), classes.reshape(112, 80, 3)
+    )
     many = np.random.default_rng(0).integers(0, 256, (112, 80, 3), dtype=np.uint8)
     assert data_uri(many).startswith("data:image/webp")
 

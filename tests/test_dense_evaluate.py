@@ -289,14 +289,15 @@ def filmed(videos: int) -> DenseSource:
     return world
 
 
-def test_few_videos_have_wide_intervals_and_a_caution() -> None:
-    found = evaluate(vit(), filmed(4), protocols=("segmentation", "depth"), baselines=False)
-    assert any(
-        "segmentation, depth: judged on frames of 1 video only, so no" in line for line in found.warnings
-    )
-    assert {(r.ci_low, r.ci_high) for r in found.results if r.metric != "abs. rel. error"} == {(0, 100)}
-    found = evaluate(vit(), filmed(12), protocols=("segmentation",), baselines=False)
-    assert any("segmentation: judged on frames of 2 videos only" in line for line in found.warnings)
-    assert found.results[0].ci_low > 0 and found.results[0].ci_high < 100
-    many = evaluate(vit(), filmed(24), filmed(24), protocols=("segmentation",), baselines=False)
-    assert not any("videos" in line for line in many.warnings)
+def test_each_of_few_videos_is_judged_by_what_was_fitted_on_the_others() -> None:
+    found = evaluate(vit(), filmed(2), protocols=FITTED, baselines=False)
+    assert {(r.n_train, r.n_test, r.settings["folds"]) for r in found.results} == {(12, 24, 2)}
+    assert found.split.startswith("dense protocols judged on each of 2 videos of")
+    assert found.fingerprint["train"] == found.fingerprint["test"]
+    (said,) = [line for line in found.warnings if "videos" in line]
+    assert said.startswith("segmentation, hummingbird, depth: judged on frames of 2 videos only")
+    many = evaluate(vit(), filmed(12), protocols=("hummingbird",), baselines=False)
+    assert any("hummingbird: judged on frames of 2 videos only" in line for line in many.warnings)
+    assert (many.results[0].n_test, many.results[0].settings.get("folds")) == (4, None)
+    apart = evaluate(vit(), filmed(24), filmed(24), protocols=("hummingbird",), baselines=False)
+    assert not any("videos" in line for line in apart.warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from visrep.data.dense import IGNORE, Answers, DenseSource, Kind
 from visrep.encoders import ResNet, ViT
 from visrep.encoders.pretrained.extras import tolerate_torchvision
 from visrep.evaluation.dense import depth as linear_depth
-from visrep.evaluation.dense import heads, miou
+from visrep.evaluation.dense import heads
 from visrep.evaluation.dense.depth import ABS_REL, DELTA_1, RMSE, depth_of, errors_of, scale_invariant_loss
 from visrep.evaluation.dense.exam import DenseSide, Exam, Key
 from visrep.evaluation.dense.heads import LinearHeads, Schedule, at_pixels, enlarged, hold_out, train_heads
@@ -103,53 +104,6 @@ def test_miou_is_of_the_set_and_not_the_mean_over_images() -> None:
     assert Counts.of(predicted, true, 2).iou().tolist() == [3 / 4, 4 / 5]
 
 
-def test_the_interval_resamples_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(miou, "RESAMPLES", 7)
-    predicted, true = masks(5, 3, 3), masks(5, 4, 3)
-    rng = np.random.default_rng(11)
-    means = []
-    for drawn in rng.multinomial(5, [0.2] * 5, size=7):
-        rows = torch.from_numpy(np.repeat(np.arange(5), drawn))
-        means.append(float(Counts.of(predicted[rows], true[rows], 3).iou().nanmean()))
-    expected = np.quantile(means, [0.025, 0.975])
-    found = Counts.of(predicted, true, 3).interval(np.arange(5), seed=11)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-
-
-def test_the_interval_resamples_whole_videos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(miou, "RESAMPLES", 9)
-    predicted, true, groups = masks(6, 3, 3), masks(6, 4, 3), np.array([7, 7, 7, 2, 2, 5])
-    means = []
-    for drawn in np.random.default_rng(11).multinomial(3, [1 / 3] * 3, size=9):
-        rows = [
-            row
-            for video, times in zip((2, 5, 7), drawn, strict=True)
-            for row in [*np.flatnonzero(groups == video)] * times
-        ]
-        means.append(float(Counts.of(predicted[rows], true[rows], 3).iou().nanmean()))
-    counts = Counts.of(predicted, true, 3)
-    np.testing.assert_allclose(
-        counts.interval(groups, seed=11), np.quantile(means, [0.025, 0.975]), atol=1e-12
-    )
-
-
-def test_the_interval_of_two_videos_by_hand() -> None:
-    """Class 0 in both pixels of all frames, found in one pixel of the 10 frames of a video, nowhere in 30 of another.
-
-    The second video twice, in a quarter of the resamples: 0. The first one twice, in another quarter: an IoU of 1/2 for
-    class 0 and of 0 for class 1, which was predicted; their mean is the other end.
-    """
-    true = torch.zeros(40, 1, 2, dtype=torch.int64)
-    predicted = torch.ones_like(true)
-    predicted[:10, :, 0] = 0
-    counts = Counts.of(predicted, true, 2)
-    assert counts.iou().tolist() == [10 / 80, 0]
-    assert counts.interval(np.repeat([0, 1], [10, 30]), seed=0) == (0, 0.25)
-    low, high = counts.interval(np.arange(40), seed=0)  # of frames: far too sure
-    assert 0.02 < low < 0.05 and 0.07 < high < 0.11
-    assert counts.interval(np.zeros(40, dtype=np.int64), seed=0) == (0, 1)
-
-
 def test_protocols_that_fit_resample_videos() -> None:
     """Six frames of each video are alike, so that one frame of each has the same interval as all of them."""
     train, few = side(20), side(12, seed=5)
@@ -161,11 +115,27 @@ def test_protocols_that_fit_resample_videos() -> None:
         assert all_.high - all_.low > 0.005
 
 
+def test_each_of_few_videos_is_judged_by_the_others() -> None:
+    """One matrix of all folds; the judged video is in no memory, which an exact copy of it would show."""
+    videos = side(12, noise=2)
+    videos.source.groups = np.repeat([3, 5, 8], [2, 4, 6])
+    (found,) = hummingbird(replace(exam(videos, videos), crossed=True))
+    parts = []
+    for rows in torch.arange(12).split([2, 4, 6]):
+        others = videos.at(torch.from_numpy(np.setdiff1d(np.arange(12), rows)))
+        keys, values = remember(others, seed=0, device=CPU)
+        votes = look_up(videos.at(rows).tokens.float().flatten(0, 2), keys, values)
+        maps = enlarged(votes.unflatten(0, (len(rows), GRID, GRID)).permute(0, 3, 1, 2), SIZE)
+        parts.append(Counts.of(maps.argmax(1), videos.at(rows).classes, K))
+    assert found.value == pytest.approx(float(Counts.joined(parts).iou().mean()), abs=1e-9)
+    assert (found.low, found.high) == Counts.joined(parts).interval(np.repeat([0, 1, 2], [2, 4, 6]))
+    assert (found.n_train, found.n_test, found.settings["folds"]) == (6, 12, 3)
+    assert found.value < hummingbird(exam(videos, videos))[0].value
+
+
 def test_the_measure_names_classes() -> None:
     counts = Counts.of(masks(4, 5, 3), masks(4, 6, 3), 3)
-    found = counts.measure(
-        "segmentation", {"lr": 0.1}, ("a", "b", "c"), groups=np.arange(4), n_train=9, seed=0
-    )
+    found = counts.measure("segmentation", {"lr": 0.1}, ("a", "b", "c"), groups=np.arange(4), n_train=9)
     assert found.low <= found.value <= found.high and (found.n_train, found.n_test) == (9, 4)
     assert list(found.details) == ["IoU of a", "IoU of b", "IoU of c"]
     assert np.mean(list(found.details.values())) == pytest.approx(100 * found.value, abs=0.01)

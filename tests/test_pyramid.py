@@ -136,5 +136,3 @@ def test_dense_probes_read_pyramids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain.settings["grid"] == "4 x 4" and plain.pooling == "tokens" and plain.value != own.value
     with pytest.raises(ValueError, match="attention-masks needs the network itself, not a pyramid"):
         judged("pyramid", "attention-masks")
-    with pytest.raises(ValueError, match="is for dense protocols"):
-        judged("pyramid", "knn")

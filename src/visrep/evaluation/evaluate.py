@@ -19,6 +19,7 @@ from visrep.evaluation.examples import Strip
 from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.fingerprint import fingerprint
 from visrep.evaluation.labels import without_test_images
+from visrep.evaluation.options import check_read
 from visrep.evaluation.poolings import LAST_4, check_poolings, last_layers
 from visrep.evaluation.protocols import (
     ALL,
@@ -94,15 +95,14 @@ def evaluate(
     colours and the place of each patch. A ``read_out`` of pyramid gives probes maps of several resolutions side by side
     (see `Pyramid`) instead of the patches of one layer.
 
-    Raises ValueError for an unknown protocol, labels or masks that cannot be used, or features that are not finite.
+    Raises ValueError for an unknown protocol, an option that no protocol reads, labels or masks that cannot be used, or
+    features that are not finite.
     """
     images, dense = by_kind(protocols, train)
     check_protocols((*images, *dense))
     check_poolings(poolings)
-    if read_out == "pyramid" and not dense:
-        raise ValueError(
-            f"read_out='pyramid' is for dense protocols; none was asked for. Some are: {', '.join(DENSE)}."
-        )
+    given = {"layers": layers != (), "poolings": poolings != ("auto",), "size": size > 0}
+    ignored = check_read((*images, *dense), **given, pyramid=read_out == "pyramid")
     how: dict[str, Any] = {
         "lenient": ALL in protocols,
         "layers": layers,
@@ -114,12 +114,13 @@ def evaluate(
         "progress": progress,
     }
     labelled = _by_labels(encoder, train, test, images, poolings, **how) if images else None
-    if not dense:
-        assert labelled is not None  # `check_protocols` wants one
-        return labelled
-    held_out = None if test is None else _dense(test)
-    masked = _by_masks(encoder, _dense(train), held_out, dense, size, read_out, **how)
-    return masked if labelled is None else _beside(labelled, masked)
+    masked = None
+    if dense:
+        held_out = None if test is None else _dense(test)
+        masked = _by_masks(encoder, _dense(train), held_out, dense, size, read_out, **how)
+    found = _beside(labelled, masked) if labelled and masked else labelled or masked
+    assert found is not None  # `check_protocols` wants a protocol
+    return found if ALL in protocols else replace(found, notes=[*found.notes, *ignored])
 
 
 def by_kind(protocols: tuple[str, ...], train: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:

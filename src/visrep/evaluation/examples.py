@@ -39,6 +39,12 @@ def spread(n: int, most: int = MOST) -> list[int]:
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64)).tolist()
 
 
+def some_of(folds: Iterable[Sequence[Example]]) -> list[Example]:
+    """As many as are shown, of the examples of all folds."""
+    joined = [example for fold in folds for example in fold]
+    return [joined[i] for i in spread(len(joined))]
+
+
 def strips(found: Mapping[str, Sequence[Example]]) -> list[Strip]:
     """A strip for each image, of the examples of all that were judged on it, by who they are.
 

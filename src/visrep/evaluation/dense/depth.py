@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
 from visrep.evaluation.dense.examples import depth_examples
 from visrep.evaluation.dense.heads import (
     CHOOSING_STEPS,
@@ -33,7 +33,7 @@ from visrep.evaluation.dense.heads import (
 )
 from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.segmentation import JUDGED
-from visrep.evaluation.examples import Example, spread
+from visrep.evaluation.examples import Example, some_of, spread
 from visrep.evaluation.results import Measure
 
 SCHEDULE = Schedule(passes=25, warmup=1 / 3, weight_decay=1e-4, betas=(0.9, 0.99))
@@ -57,27 +57,36 @@ def depth(exam: Exam) -> list[Measure]:
     Each is computed image by image and averaged over images, as DINOv3 does; pooled over all pixels RMSE would be
     greater.
     """
-    furthest = float(exam.train.depth.max())
-    fitted, held_out = hold_out(exam.train, exam.seed)
-    tried = judge(fit(exam, fitted, RATES, furthest, choosing=True), held_out, exam.device)
-    rate = min(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1][RMSE].mean()))[0]
-    heads = fit(exam, exam.train, (rate,), furthest)
-    (found,) = judge(heads, exam.test, exam.device)
-    found[RMSE] = found[RMSE] / furthest
-    settings = {"lr": rate, "image": exam.image, "steps": SCHEDULE.steps(len(exam.train))}
+    exams = exam.folds()
+    judged = [_judged(fold) for fold in exams]
+    found = {name: torch.cat([errors[name] for _, errors, _ in judged]) for name in judged[0][1]}
+    found[RMSE] = found[RMSE] / exam.train.depth.max()
+    folds = Folds.of(exams, [rate for rate, _, _ in judged])
+    settings = {**folds.settings, "image": exam.image, "steps": SCHEDULE.steps(folds.n_train)}
     first, *others = (
         Measure(
             "depth",
             metric,
             float(values.mean()),
-            *interval(values.numpy(), exam.test.groups, seed=exam.seed),
+            *interval(values.numpy(), folds.groups, seed=exam.seed),
             settings,
-            n_train=len(exam.train),
+            n_train=folds.n_train,
             n_test=len(exam.test),
         )
         for metric, values in found.items()
     )
-    return [replace(first, examples=_examples(heads, exam)), *others]
+    return [replace(first, examples=some_of(examples for _, _, examples in judged)), *others]
+
+
+def _judged(exam: Exam) -> tuple[float, dict[str, Float[Tensor, " n"]], list[Example]]:
+    """The learning rate chosen on held-out training images; errors of a head trained with it on all; some answers."""
+    furthest = float(exam.train.depth.max())
+    fitted, held_out = hold_out(exam.train, exam.seed)
+    tried = judge(fit(exam, fitted, RATES, furthest, choosing=True), held_out, exam.device)
+    rate = min(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1][RMSE].mean()))[0]
+    heads = fit(exam, exam.train, (rate,), furthest)
+    (errors,) = judge(heads, exam.test, exam.device)
+    return rate, errors, _examples(heads, exam)
 
 
 class DepthHeads(LinearHeads):

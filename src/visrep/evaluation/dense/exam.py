@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from visrep.data.canvas import CanvasSet
 from visrep.data.dense import DenseSource
 from visrep.evaluation.dense.patches import BATCH, Patches
 from visrep.evaluation.features import centred
-from visrep.evaluation.results import Inapplicable
+from visrep.evaluation.results import Inapplicable, Setting
 from visrep.method import Encoder
 
 
@@ -131,6 +131,22 @@ class Exam:
     device: torch.device
     seed: int
     progress: bool = False
+    crossed: bool = False
+    """whether both sides hold the same videos, each of which is judged by what was fitted on the others"""
+
+    def folds(self) -> list[Exam]:
+        """For protocols that fit: this exam, or one a video, which is judged, where they are `crossed`."""
+        if not self.crossed:
+            return [self]
+        return [
+            replace(
+                self,
+                train=self.train.at(torch.from_numpy(np.flatnonzero(self.train.groups != video))),
+                test=self.test.at(torch.from_numpy(np.flatnonzero(self.test.groups == video))),
+                crossed=False,
+            )
+            for video in np.unique(self.test.groups)
+        ]
 
     def pixels(self, side: DenseSide, batch: int = BATCH) -> Iterator[Float[Tensor, "b 3 y x"]]:
         """The images of a side in order, as the network wants them, on the device: for those that read the network."""
@@ -138,3 +154,26 @@ class Exam:
         how = replace(self.network.preprocessing, size=self.image, ratio=1.0)
         for pixels, _, _ in centred(side.canvases, side.index.numpy(), how, batch, self.device, whole=True):
             yield pixels
+
+
+@dataclass(frozen=True)
+class Folds:
+    """What results of a fitted protocol say of how they were made."""
+
+    n_train: int
+    """images fitted on, the fewest of a fold"""
+    groups: Int64[np.ndarray, " n"]
+    """the video of each image that was judged, fold by fold"""
+    settings: dict[str, Setting]
+
+    @staticmethod
+    def of(exams: list[Exam], rates: Sequence[float]) -> Folds:
+        """``rates``: the learning rate of each fold; none where nothing is trained."""
+        settings: dict[str, Setting] = {}
+        if rates:
+            one = len(set(rates)) == 1
+            settings["lr"] = rates[0] if one else ", ".join(f"{rate:g}" for rate in rates)
+        if len(exams) > 1:
+            settings["folds"] = len(exams)
+        groups = np.concatenate([exam.test.groups for exam in exams])
+        return Folds(min(len(exam.train) for exam in exams), groups, settings)

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
 from visrep.evaluation.dense.examples import class_examples
 from visrep.evaluation.dense.miou import Counts
 from visrep.evaluation.dense.segmentation import JUDGED, check_marked, named, unseen
-from visrep.evaluation.examples import spread
+from visrep.evaluation.examples import Example, some_of, spread
 from visrep.evaluation.results import Measure
 
 NEIGHBOURS = 30
@@ -37,18 +37,28 @@ def hummingbird(exam: Exam) -> list[Measure]:
 
     Raises Inapplicable when fewer than two classes are marked in the training images.
     """
+    exams = exam.folds()
+    found = [_judged(fold) for fold in exams]
+    folds, memory = Folds.of(exams, ()), min(size for size, _, _ in found)
+    settings = {
+        **folds.settings, "image": exam.image, "memory": memory, "neighbours": min(NEIGHBOURS, memory),
+    }  # fmt: skip
+    counts = Counts.joined([counts for _, counts, _ in found])
+    how = {"groups": folds.groups, "n_train": folds.n_train}
+    measure = counts.measure("hummingbird", settings, exam.test.names, **how, caution=unseen(exams))
+    return [replace(measure, examples=some_of(examples for _, _, examples in found))]
+
+
+def _judged(exam: Exam) -> tuple[int, Counts, list[Example]]:
+    """How many patches are remembered, what they say of the test images, and some of it."""
     check_marked(exam.train)
     keys, values = remember(exam.train, seed=exam.seed, device=exam.device)
     test, parts = exam.test, []
     for rows in torch.arange(len(test)).split(JUDGED):
         side = test.at(rows)
         parts.append(Counts.of(answered(side, keys, values), side.classes, len(test.names)))
-    settings = {"image": exam.image, "memory": len(keys), "neighbours": min(NEIGHBOURS, len(keys))}
-    counts = Counts.joined(parts)
-    how = {"groups": exam.test.groups, "n_train": len(exam.train), "seed": exam.seed}
-    measure = counts.measure("hummingbird", settings, test.names, **how, caution=unseen(exam))
     some = test.at(torch.tensor(spread(len(test))))
-    return [replace(measure, examples=class_examples(some, answered(some, keys, values)))]
+    return len(keys), Counts.joined(parts), class_examples(some, answered(some, keys, values))
 
 
 def answered(

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means whose parts belong together: frames of a video, points of a pair of images."""
+"""Intervals of numbers whose parts belong together: frames of a video, points of a pair of images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64, Shaped
+from scipy.special import stdtrit
 
 RESAMPLES = 1000
 FEW = 10
@@ -22,17 +23,29 @@ def interval(
     """
     _, group = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(group, weights=values), np.bincount(group)
-    return between(resampled(sums, counts, seed), float(np.mean(values)), groups=len(sums), level=level)
-
-
-def between(
-    means: Shaped[np.ndarray, " r"], value: float, *, groups: int, level: float = 0.95
-) -> tuple[float, float]:
-    """The middle of what resamples of so many groups give; see `interval` for a single group, of mean ``value``."""
-    if groups < 2:
-        return 0.0, max(1.0, value)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    mean = float(np.mean(values))
+    if len(sums) < 2:
+        return 0.0, max(1.0, mean)
+    low, high = np.quantile(resampled(sums, counts, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def jackknife(
+    without: Float64[np.ndarray, " g"], value: float, *, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of a share that is no mean over groups, from what it is ``without`` each of the g groups.
+
+    t standard errors to either side, sqrt((g - 1) / g * sum of squares around the mean of ``without``), with the
+    quantile t of Student's distribution with g - 1 degrees of freedom; beyond that on the side to which the share is
+    biased, by the bias (g - 1) (mean of ``without`` - ``value``) (Quenouille; Tukey). From 0 to 1 for one group.
+    """
+    g = len(without)
+    if g < 2:
+        return 0.0, 1.0
+    error = np.sqrt((g - 1) / g * np.square(without - without.mean()).sum())
+    unbiased = value - (g - 1) * (without.mean() - value)
+    half = stdtrit(g - 1, (1 + level) / 2) * error
+    return max(0.0, float(min(value, unbiased) - half)), min(1.0, float(max(value, unbiased) + half))
 
 
 def few_videos(names: Sequence[str], videos: int) -> str:

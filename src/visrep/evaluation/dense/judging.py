@@ -38,7 +38,13 @@ class DenseFindings:
         fitted, judged, whole = self.roles.fitted, self.roles.judged, self.roles.whole
         training = [result for result in self.results if DENSE[result.protocol].fits]
         said = []
-        if training:
+        if training and self.roles.crossed:
+            videos = training[0].settings.get("folds", 1)
+            said.append(
+                f"dense protocols judged on each of {videos} videos of {judged.source.name} ({len(judged)} images) "
+                "by what was fitted on the others"
+            )
+        elif training:
             said.append(
                 f"dense protocols fitted on {len(fitted)} images of {fitted.source.name}, judged on "
                 f"{len(judged)} of {judged.source.name}"

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from visrep.data.dense import DenseSource, DenseSubset
 from visrep.data.split import stratified_split
 from visrep.evaluation.dense.exam import DenseSide, Key
+from visrep.evaluation.dense.intervals import FEW
 from visrep.evaluation.dense.patches import Patches
 from visrep.evaluation.feature_cache import Side
 from visrep.evaluation.labels import first_of_each_class
@@ -62,6 +63,8 @@ class Roles:
     judged: Role
     whole: Role
     """judged by protocols that fit nothing: the test images, or all where the data has none of its own"""
+    crossed: bool = False
+    """whether all videos are fitted on and judged, each by what was fitted on the others: they are few"""
 
     @property
     def bases(self) -> list[Base]:
@@ -84,18 +87,22 @@ def assign_roles(
     """Without ``test``, a ``share`` of the images is held out: of each class where images have one, of videos whole.
 
     ``fitting`` and ``free``: whether there are protocols that fit, and others. ``limits`` keep so many images to fit
-    on and to judge: the first of every class or video. Data of one image or one video has nothing to fit on.
+    on and to judge: the first of every class or video. Data of one image or one video has nothing to fit on. Of fewer
+    than 10 videos, a fifth of which would be one or two, each is judged by what is fitted on the others (`Exam.folds`).
     """
     if test is not None:
         first, other = _first(train, limits[0]), _first(test, limits[1])
         fitted = Role(Base.of(train, first, canvas, progress=progress), DenseSubset(train, first))
         judged = Role(Base.of(test, other, canvas, progress=progress), DenseSubset(test, other))
         return Roles(fitted, judged, judged)
-    parts = _parts(train, share, seed)
+    crossed = train.groups is not None and 2 <= len(np.unique(train.groups)) < FEW
+    everyone = np.arange(len(train))
+    parts = (everyone, everyone, everyone) if crossed else _parts(train, share, seed)
     rows = [_first(train, n, part) for part, n in zip(parts, (limits[0], limits[1], limits[1]), strict=True)]
     used = np.unique(np.concatenate([*(rows[:2] if fitting else []), *(rows[2:] if free else [])]))
     base = Base.of(train, used, canvas, progress=progress)
-    return Roles(*(Role(base, DenseSubset(train, part)) for part in rows))
+    fitted, judged, whole = (Role(base, DenseSubset(train, part)) for part in rows)
+    return Roles(fitted, judged, whole, crossed)
 
 
 def _parts(source: DenseSource, share: float, seed: int) -> tuple[Rows, Rows, Rows]:

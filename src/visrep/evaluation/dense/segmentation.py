@@ -11,6 +11,7 @@ published 1e-3, 3e-3, 1e-2 and 3e-2; at least 500 steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from visrep.data.dense import IGNORE
-from visrep.evaluation.dense.exam import DenseSide, Exam
+from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
 from visrep.evaluation.dense.examples import class_examples
 from visrep.evaluation.dense.heads import (
     CHOOSING_STEPS,
@@ -32,7 +33,7 @@ from visrep.evaluation.dense.heads import (
     train_heads,
 )
 from visrep.evaluation.dense.miou import Counts
-from visrep.evaluation.examples import Example, spread
+from visrep.evaluation.examples import Example, some_of, spread
 from visrep.evaluation.results import Inapplicable, Measure
 
 SCHEDULE = Schedule(passes=32, warmup=1500 / 40_000, weight_decay=1e-3)
@@ -45,17 +46,25 @@ def segmentation(exam: Exam) -> list[Measure]:
 
     Raises Inapplicable when fewer than two classes are marked in the training images.
     """
+    exams = exam.folds()
+    found = [_judged(fold) for fold in exams]
+    folds = Folds.of(exams, [rate for rate, _, _ in found])
+    settings = {**folds.settings, "image": exam.image, "steps": SCHEDULE.steps(folds.n_train)}
+    counts = Counts.joined([counts for _, counts, _ in found])
+    how = {"groups": folds.groups, "n_train": folds.n_train}
+    measure = counts.measure("segmentation", settings, exam.test.names, **how, caution=unseen(exams))
+    return [replace(measure, examples=some_of(examples for _, _, examples in found))]
+
+
+def _judged(exam: Exam) -> tuple[float, Counts, list[Example]]:
+    """The learning rate chosen on held-out training images; what a head trained with it on all says; some of it."""
     check_marked(exam.train)
     fitted, held_out = hold_out(exam.train, exam.seed)
     tried = judge(fit(exam, fitted, RATES, choosing=True), held_out, exam.device)
     rate = max(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1].iou().nanmean()))[0]
     heads = fit(exam, exam.train, (rate,))
     (counts,) = judge(heads, exam.test, exam.device)
-    settings = {"lr": rate, "image": exam.image, "steps": SCHEDULE.steps(len(exam.train))}
-    names = exam.test.names
-    how = {"groups": exam.test.groups, "n_train": len(exam.train), "seed": exam.seed}
-    measure = counts.measure("segmentation", settings, names, **how, caution=unseen(exam))
-    return [replace(measure, examples=_examples(heads, exam))]
+    return rate, counts, _examples(heads, exam)
 
 
 def fit(exam: Exam, side: DenseSide, rates: tuple[float, ...], *, choosing: bool = False) -> LinearHeads:
@@ -109,16 +118,20 @@ def named(scores: Float[Tensor, "b k h w"], size: int) -> Int64[Tensor, "b s s"]
     return enlarged(scores, size).argmax(1).cpu()
 
 
-def unseen(exam: Exam) -> str:
-    """A caution where test masks have classes that no training mask has."""
-    known, asked = (set(side.classes.unique().tolist()) - {IGNORE} for side in (exam.train, exam.test))
-    names = [exam.test.names[number] for number in sorted(asked - known)]
+def unseen(exams: Sequence[Exam]) -> str:
+    """A caution where test masks have classes that no training mask has, in some fold."""
+    names = [exams[0].test.names[number] for number in sorted(set().union(*map(_unseen, exams)))]
     if not names:
         return ""
     return (
         f"{', '.join(names[:5])}{f' and {len(names) - 5} more classes' if len(names) > 5 else ''}: in masks of test "
         "images and of no training image, so that nothing can name them; their IoU of 0 counts in the mean."
     )
+
+
+def _unseen(exam: Exam) -> set[int]:
+    known, asked = (set(side.classes.unique().tolist()) - {IGNORE} for side in (exam.train, exam.test))
+    return asked - known
 
 
 def check_marked(train: DenseSide) -> None:

@@ -188,7 +188,8 @@ class DenseSitting:
             train = roles.fitted.side(_finite(who, encode(roles.fitted.base, layer)))
             _check_enough(name, train, test)
         ready = network().to(self.device).eval() if network and protocol.reads == "network" else None
-        exam = Exam(train, test, ready, layer, self.image, self.device, self.seed, self.progress)
+        how = (self.image, self.device, self.seed, self.progress, roles.crossed and protocol.fits)
+        exam = Exam(train, test, ready, layer, *how)
         grid = "{} x {}".format(*test.tokens.shape[1:3])
         return [
             replace(measure, settings={**measure.settings, "grid": grid}) for measure in protocol.run(exam)

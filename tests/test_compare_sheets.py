@@ -36,7 +36,7 @@ def row(protocol: str, value: float, *, layer: int = 3, kind: Judged = "trained"
 def sheet(*results: Result, judged: str = "b", fitted: str = "a", encoder: str = "e") -> Evaluation:
     sides = {"train": ("fits", 80, fitted), "test": ("tests", 20, judged)}
     mark: dict[str, Any] = {
-        side: {"name": name, "images": images, "classes": 2, "hash": of}
+        side: {"name": name, "images": images, "classes": 2, "content": of}
         for side, (name, images, of) in sides.items()
     }
     return Evaluation(list(results), "made up", {**mark, "encoder": encoder, "image": 32, "protocols": {}})

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from visrep.evaluation.evaluate import Evaluation
+from visrep.evaluation.fingerprint import hashed, images_in
 from visrep.evaluation.protocols import ALL
 from visrep.evaluation.results import Result
 
@@ -40,14 +41,22 @@ def comparable(
     first, reference = next(iter({**judged, **sheets}.items()))
     of_images: dict[str, Evaluation] = {}
     notes: list[str] = []
+    unhashed: list[str] = []
     for name, sheet in sheets.items():
         if others := _other_images(sheet, first, reference):
             notes.append(f"{name} is not compared: {others}.")
             continue
+        if not hashed(sheet.fingerprint["test"]):
+            unhashed.append(name)
         wanted = [r for r in sheet.results if ALL in protocols or r.protocol in protocols]
         wanted, said = _one_each(name, wanted)
         of_images[name] = replace(sheet, results=wanted)
         notes += said
+    if unhashed:
+        notes.append(
+            f"{', '.join(unhashed)}: made before images were hashed. Names and labels of the images are known to be "
+            "the same, and the images themselves are not."
+        )
     ways = {**_ways(of_images), **_ways(judged)}
     found = dict(judged)
     for name, sheet in of_images.items():
@@ -71,7 +80,10 @@ def _other_images(sheet: Evaluation, first: str, reference: Evaluation) -> str:
     """In what the images differ, in words; "" when they do not."""
     for side, said in (("train", "fitted"), ("test", "judged")):
         mine, theirs = sheet.fingerprint[side], reference.fingerprint[side]
-        if mine["hash"] != theirs["hash"]:
+        if hashed(mine) != hashed(theirs):
+            old = first if hashed(mine) else "it"
+            return f"{old} was made before images were hashed, so nobody can say whether both are of the same ones"
+        if images_in(mine) != images_in(theirs):
             return (
                 f"it was {said} on other images ({mine['images']} of {mine['name']}) than {first} "
                 f"({theirs['images']} of {theirs['name']})"

@@ -9,10 +9,12 @@ from typing import Any
 
 from visrep.config import save_json
 from visrep.evaluation.evaluate import Evaluation
+from visrep.evaluation.fingerprint import hashed, images_in
 from visrep.evaluation.versions import outdated, version_in, version_of
 
-ALIKE = ("train", "test", "encoder", "image", "seed", "versions")
-"""parts of the fingerprint that numbers on one sheet share"""
+SIDES = ("train", "test")
+ALIKE = ("encoder", "image", "seed", "versions")
+"""parts of the fingerprint that numbers on one sheet share, beside the images of both sides"""
 
 
 def save_sheet(path: Path, evaluation: Evaluation) -> list[str]:
@@ -23,10 +25,12 @@ def save_sheet(path: Path, evaluation: Evaluation) -> list[str]:
     ``evaluation-<mark>-outdated.json``. Returns notes on these.
     """
     new, earlier = evaluation.to_json(), _earlier(path)
+    notes = []
     if earlier and not _alike(earlier, new):
         save_json(_beside(path, earlier), earlier)
+        notes = _unhashed(_beside(path, earlier), earlier)
         earlier = _earlier(_beside(path, new))
-    notes = _put_aside(path, earlier)
+    notes += _put_aside(path, earlier)
     save_json(path, joined(earlier, new))
     _beside(path, new).unlink(missing_ok=True)
     return notes
@@ -37,6 +41,16 @@ def joined(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if not earlier or not _alike(earlier, new):
         return new
     return _merged(_of(earlier, [result for result in earlier["results"] if not outdated(result)]), new)
+
+
+def _unhashed(file: Path, sheet: dict[str, Any]) -> list[str]:
+    """A note where nobody can say whether a sheet is of the same images."""
+    if all(hashed(sheet["fingerprint"].get(side, {})) for side in SIDES):
+        return []
+    return [
+        f"earlier numbers are in {file.name} now: they were made before images were hashed, so nobody can say whether "
+        "they are of the same ones; judge those protocols again."
+    ]
 
 
 def _put_aside(path: Path, sheet: dict[str, Any]) -> list[str]:
@@ -72,12 +86,17 @@ def _of(sheet: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _alike(earlier: dict[str, Any], new: dict[str, Any]) -> bool:
-    return all(earlier["fingerprint"].get(part) == new["fingerprint"][part] for part in ALIKE)
+    return _shared(earlier) == _shared(new)
+
+
+def _shared(sheet: dict[str, Any]) -> list[Any]:
+    mark = sheet["fingerprint"]
+    return [*(images_in(mark.get(side, {})) for side in SIDES), *(mark.get(part) for part in ALIKE)]
 
 
 def _beside(path: Path, sheet: dict[str, Any]) -> Path:
     """Where a sheet waits that is not the latest, by what was judged."""
-    mark = json.dumps([sheet["fingerprint"].get(part) for part in ALIKE], sort_keys=True).encode()
+    mark = json.dumps(_shared(sheet), sort_keys=True).encode()
     return path.with_name(f"{path.stem}-{hashlib.sha256(mark).hexdigest()[:8]}{path.suffix}")
 
 

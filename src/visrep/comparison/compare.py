@@ -27,7 +27,7 @@ from visrep.evaluation.effort import Effort, duration, effort
 from visrep.evaluation.evaluate import Evaluation, by_kind
 from visrep.evaluation.feature_cache import features_folder
 from visrep.evaluation.labels import check_classes, labels_of
-from visrep.evaluation.protocols import check_protocols, without_all
+from visrep.evaluation.protocols import check_protocols, full_names, without_all
 from visrep.evaluation.sheet import save_sheet
 from visrep.evaluation.standings import Comparison
 from visrep.machine import default_device
@@ -48,6 +48,7 @@ def compare(
     progress: bool = False,
 ) -> Comparison:
     """See `visrep.api.compare`. All that can be checked is checked before the first training begins."""
+    protocols = full_names(protocols)
     check_protocols(without_all(protocols)[0])
     chosen = selector(select or "rankme")
     everyone = gather_candidates(entries, common, out)

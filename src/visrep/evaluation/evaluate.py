@@ -23,6 +23,7 @@ from visrep.evaluation.protocols import (
     ALL,
     ON_LAYERS,
     check_protocols,
+    full_names,
     reads_tokens,
     reads_vectors,
     without_all,
@@ -79,7 +80,7 @@ def evaluate(
 
     Without ``test`` a stratified fifth of ``train`` is held out, of clips a fifth of their videos. ``limit`` and
     ``test_limit`` keep so many images, the first of every class. ``protocols`` of ("all",) are those that leave the
-    encoder as it is, where they apply to this data. The last layer is always judged, ``layers`` adds others.
+    encoder as it is, where they apply to this data; other names of one protocol stand for it (`KNOWN_AS`). The last layer is always judged, ``layers`` adds others.
     ``baselines`` adds the untrained twin (see `untrained_twin`) in every protocol and raw pixels (32 x 32, normalised)
     in those that read one vector an image. An encoder of images sees clips frame by frame (see `FrameAverage`).
     Features are kept in the folder ``keep`` and read from there the next time (see `FeatureStore`).
@@ -92,6 +93,7 @@ def evaluate(
 
     Raises ValueError for an unknown protocol, labels or masks that cannot be used, or features that are not finite.
     """
+    protocols = full_names(protocols)
     images, dense = by_kind(protocols, train)
     check_protocols((*images, *dense))
     check_poolings(poolings)

@@ -297,7 +297,17 @@ def test_names_of_papers_lead_to_protocols() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             check_protocols(full_names((name,)))
-    asked = ("AIM", "vjepa", "efficient@paper", "vjepa2@paper", "k-nn:5", "kmeans", "ridge", "attentive-aim", "all")
+    asked = (
+        "AIM",
+        "vjepa",
+        "efficient@paper",
+        "vjepa2@paper",
+        "k-nn:5",
+        "kmeans",
+        "ridge",
+        "attentive-aim",
+        "all",
+    )
     assert full_names(asked) == (
         "attentive-aim", "attentive-vjepa", "attentive-efficient@paper", "attentive-vjepa2@paper", "knn:5",
         "clustering", "fewshot-ridge", "all",

@@ -27,7 +27,7 @@ from visrep.evaluation.effort import Effort, duration, effort
 from visrep.evaluation.evaluate import Evaluation, by_kind
 from visrep.evaluation.feature_cache import features_folder
 from visrep.evaluation.labels import check_classes, labels_of
-from visrep.evaluation.protocols import check_protocols, full_names, without_all
+from visrep.evaluation.protocols import check_protocols, full_names, least_images, without_all
 from visrep.evaluation.sheet import save_sheet
 from visrep.evaluation.standings import Comparison
 from visrep.machine import default_device
@@ -66,7 +66,7 @@ def compare(
     if labels and select:
         raise ValueError(f"--select {select} chooses without labels, and there are labels: add --no-labels.")
     if labels and not by_masks:
-        _check_labels(candidates, judged, train, test)
+        _check_labels(candidates, judged, train, test, least_images(by_kind(protocols, train)[0]))
     encoders = {
         candidate.name: load_encoder(candidate.public) for candidate in candidates if candidate.public
     }
@@ -166,10 +166,12 @@ def _judged_data(candidates: Sequence[Candidate], given: str) -> str:
     return given or next(iter(trained_on))
 
 
-def _check_labels(candidates: Sequence[Candidate], judged: str, train: Source, test: Source | None) -> None:
+def _check_labels(
+    candidates: Sequence[Candidate], judged: str, train: Source, test: Source | None, least: int
+) -> None:
     """Before hours of training: can the labels be used, and has nobody been told those of the test images?"""
     try:
-        check_classes(train, labels_of(train))
+        check_classes(train, labels_of(train), 2 if test is None else least)
         if test is not None:
             labels_of(test)
     except ValueError as error:

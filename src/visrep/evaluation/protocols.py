@@ -121,6 +121,8 @@ KNOWN_AS = {
 """other names, and the protocols that are meant by them; with a single one it is taken for its name (`full_names`)"""
 COPIES = "copies"
 """encodes changed images"""
+FITS_NOTHING = frozenset({"knn", "knn-loo", *MEASURED, COPIES})
+"""neither fit nor choose anything on training images"""
 ALL = "all"
 """every protocol that leaves the encoder as it is, chooses nothing on the test images and takes no hours, where it
 applies"""
@@ -176,6 +178,11 @@ def check_protocols(names: tuple[str, ...]) -> None:
             meant = " or ".join(KNOWN_AS.get(name.lower(), ()))
             hint = f" Did you mean {meant}?" if meant else ""
             raise ValueError(f"there is no protocol {name!r}.{hint} Use some of: {available}.")
+
+
+def least_images(names: tuple[str, ...]) -> int:
+    """Training images that every class must have: 2 where something is fitted or held out to choose by, else 1."""
+    return 2 if any(name not in FITS_NOTHING and not few_labelled(name) for name in names) else 1
 
 
 def place(name: str) -> int:

@@ -20,7 +20,7 @@ from visrep.evaluation.fitting import Images
 from visrep.evaluation.judging import judge, judge_copies, judge_tuned
 from visrep.evaluation.labels import check_classes
 from visrep.evaluation.poolings import assemble, last_layers
-from visrep.evaluation.protocols import needs_images, reads_mean_tokens, reads_tokens
+from visrep.evaluation.protocols import least_images, needs_images, reads_mean_tokens, reads_tokens
 from visrep.evaluation.results import Inapplicable, Judged, Result
 from visrep.evaluation.robustness.base import Subjects
 from visrep.evaluation.robustness.registry import judge_robust
@@ -64,7 +64,7 @@ class Sitting:
         identity = {**_described(encoder), "weights": digest_of(encoder)} if kept else {}
         features = self._features("trained", identity, lambda: encoder)
         if features[0].labels is not None:  # again: unreadable images may have emptied a class
-            check_classes(self.sides[0].source, features[0].labels.numpy())
+            check_classes(self.sides[0].source, features[0].labels.numpy(), least_images(self.protocols))
         counts = [len(part) for part in features]
         self._judge("trained", features, lambda: encoder)
         del features  # tokens of one layer are in memory at a time

@@ -44,7 +44,9 @@ def test_every_protocol_has_a_row() -> None:
     said = {row[0].strip("`"): row[-1] for row in rows("protocols.md") if re.fullmatch(r"`[^`]+`", row[0])}
     assert not set(ORDER) - said.keys(), "without a row in docs/protocols.md"
     vague = {name: said[name] for name in ORDER if not re.search(HOW_WELL, said[name])}
-    assert not vague, "checked against what, and how nearly equal? A number, or 'the same', or 'equal' says it"
+    assert not vague, (
+        "checked against what, and how nearly equal? A number, or 'the same', or 'equal' says it"
+    )
 
 
 @pytest.mark.parametrize(

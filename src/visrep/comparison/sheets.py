@@ -21,7 +21,9 @@ def read_sheet(path: Path) -> Evaluation:
     try:
         content = json.loads(path.read_text())
         results = [Result(**result) for result in content["results"]]
-        return Evaluation(results, content["split"], content["fingerprint"], content["warnings"])
+        return Evaluation(
+            results, content["split"], content["fingerprint"], content["warnings"], content.get("made", [])
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no sheet of results ({type(error).__name__}: {error}). Give the evaluation.json of a run "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,26 @@ from visrep.evaluation.versions import outdated, version_in, version_of
 SIDES = ("train", "test")
 ALIKE = ("encoder", "image", "seed", "versions")
 """parts of the fingerprint that numbers on one sheet share, beside the images of both sides"""
+
+
+def made_by(
+    evaluation: Evaluation,
+    encoder: str,
+    command: str | None,
+    machine: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """How these numbers were made, as JSON values: ``encoder`` and ``command`` as they were given.
+
+    ``seconds`` are of the encoder, its untrained twin and raw pixels together.
+    """
+    return {
+        "encoder": encoder,
+        "command": command,
+        "protocols": list(dict.fromkeys(result.protocol for result in evaluation.results)),
+        "machine": machine,
+        "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
+    }
 
 
 def save_sheet(path: Path, evaluation: Evaluation) -> list[str]:
@@ -74,8 +95,16 @@ def _merged(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     kept = [result for result in earlier["results"] if _about(result) not in again]
     return {
         **_of(new, [*kept, *new["results"]]),
+        "made": [*_still_of(earlier.get("made", ()), kept), *new.get("made", ())],
         "warnings": list(dict.fromkeys([*(earlier["warnings"] if kept else ()), *new["warnings"]])),
     }
+
+
+def _still_of(made: Iterable[dict[str, Any]], kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries with those of their protocols that some kept result is of; those without any are left out."""
+    left = {result["protocol"] for result in kept}
+    found = [{**one, "protocols": [name for name in one["protocols"] if name in left]} for one in made]
+    return [one for one in found if one["protocols"]]
 
 
 def _of(sheet: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:

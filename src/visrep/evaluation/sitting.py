@@ -24,6 +24,7 @@ from visrep.evaluation.protocols import least_images, needs_images, reads_mean_t
 from visrep.evaluation.results import Inapplicable, Judged, Result
 from visrep.evaluation.robustness.base import Subjects
 from visrep.evaluation.robustness.registry import judge_robust
+from visrep.evaluation.timing import CLOCK, PASS
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
 
@@ -104,7 +105,7 @@ class Sitting:
 
     def warnings(self) -> list[str]:
         """Cautions with those that they are about, and how many images could not be read."""
-        said = [f"{caution} ({', '.join(names)})" for caution, names in self.cautions.items()]
+        said = [f"{caution} ({', '.join(dict.fromkeys(names))})" for caution, names in self.cautions.items()]
         found = [reason for side in self.sides for reason in side.unreadable.values()]
         if found:
             n = sum(len(side.source) for side in self.sides)
@@ -147,6 +148,7 @@ class Sitting:
 
         return [of(side) for side in self.sides]
 
+    @CLOCK.timed(PASS)
     def _passed(
         self,
         encoder: Encoder,

@@ -15,7 +15,7 @@ from visrep.analysis.report_compare import report_comparison
 from visrep.comparison.budget import Budget
 from visrep.comparison.candidates import Candidate, Common, gather_candidates
 from visrep.comparison.plans import common_budget, plan
-from visrep.comparison.sheets import comparable
+from visrep.comparison.sheets import comparable, other_grids
 from visrep.comparison.worth import measured_worth
 from visrep.config import save_json
 from visrep.data import Source
@@ -132,7 +132,7 @@ def _beside(
     """The leaderboard of what was judged now and of what is on file, with notes on what cannot be compared."""
     everyone, notes = comparable(judged, sheets, protocols) if sheets else (judged, [])
     comparison = leaderboard(everyone, efforts, protocols, seed=seed)
-    return replace(comparison, notes=[*comparison.notes, *notes])
+    return replace(comparison, notes=[*comparison.notes, *notes, *other_grids(everyone)])
 
 
 def _written(comparison: Comparison, out: Path) -> Comparison:

@@ -37,7 +37,8 @@ def comparable(
     """What of ``sheets`` may stand beside ``judged``, with these, and what may not, with the reason.
 
     The same images on both sides (those of the first of all), the same version of a protocol (that of ``judged``, else
-    the newest), the same way of reading tokens; of each encoder the last layer and the first pooling.
+    the newest), the same way of reading tokens and grid of patches; of each encoder the last layer and the first
+    pooling.
     Raises ValueError, with the reasons, when fewer than two are left.
     """
     first, reference = next(iter({**judged, **sheets}.items()))
@@ -63,11 +64,10 @@ def comparable(
     found = dict(judged)
     for name, sheet in of_images.items():
         kept = [result for result in sheet.results if _way(result) == ways[result.protocol]]
-        left_out = dict.fromkeys((r.protocol, *_way(r)) for r in sheet.results if _way(r) != ways[r.protocol])
+        left_out = dict.fromkeys((r.protocol, _way(r)) for r in sheet.results if _way(r) != ways[r.protocol])
         notes += [
-            f"{name}: {protocol} is not compared: it is {_said(version, pooling)}, and others are "
-            f"{_said(*ways[protocol])}."
-            for protocol, version, pooling in left_out
+            f"{name}: {protocol} is not compared: it is {_said(*way)}, and others are {_said(*ways[protocol])}."
+            for protocol, way in left_out
         ]
         if any(result.encoder == "trained" for result in kept):
             found[name] = replace(sheet, results=kept)
@@ -111,13 +111,33 @@ def _one_each(name: str, results: list[Result]) -> tuple[list[Result], list[str]
     return kept, list(dict.fromkeys(notes))
 
 
-def _way(result: Result) -> tuple[int, str]:
-    return result.version, result.pooling if result.pooling in BY_PROTOCOL else ""
+def other_grids(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """A note for each protocol whose numbers are of several grids of patches, which decide what they can be."""
+    grids: dict[str, dict[str, str]] = {}
+    for name, evaluation in evaluations.items():
+        for result in evaluation.results:
+            if result.encoder == "trained" and "grid" in result.settings:
+                grids.setdefault(result.protocol, {})[name] = str(result.settings["grid"])
+    return [
+        f"{protocol}: numbers of different grids of patches do not compare "
+        f"({', '.join(f'{name}: {grid}' for name, grid in of.items())}). --size of visrep evaluate sets the side."
+        for protocol, of in grids.items()
+        if len({*of.values()}) > 1
+    ]
 
 
-def _ways(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[int, str]]:
+Way = tuple[int, str, str]
+"""what numbers of one protocol share that stand beside each other: version, pooling, grid of patches"""
+
+
+def _way(result: Result) -> Way:
+    pooling = result.pooling if result.pooling in BY_PROTOCOL else ""
+    return result.version, pooling, str(result.settings.get("grid", ""))
+
+
+def _ways(evaluations: Mapping[str, Evaluation]) -> dict[str, Way]:
     """By protocol that of the newest version, and of these the first."""
-    ways: dict[str, tuple[int, str]] = {}
+    ways: dict[str, Way] = {}
     for result in (result for evaluation in evaluations.values() for result in evaluation.results):
         known = ways.get(result.protocol)
         if known is None or result.version > known[0]:
@@ -125,5 +145,6 @@ def _ways(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[int, str]]:
     return ways
 
 
-def _said(version: int, pooling: str) -> str:
-    return f"of version {version}" + (f", read as {pooling}" if pooling else "")
+def _said(version: int, pooling: str, grid: str) -> str:
+    read = f", read as {pooling}" if pooling else ""
+    return f"of version {version}{read}" + (f", on {grid} patches" if grid else "")

@@ -22,7 +22,11 @@ def read_sheet(path: Path) -> Evaluation:
         content = json.loads(path.read_text())
         results = [Result(**result) for result in content["results"]]
         return Evaluation(
-            results, content["split"], content["fingerprint"], content["warnings"], content.get("made", [])
+            results,
+            content["split"],
+            content["fingerprint"],
+            content["warnings"],
+            made=content.get("made", []),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(

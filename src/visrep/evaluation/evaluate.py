@@ -51,10 +51,10 @@ class Evaluation:
     fingerprint: dict[str, Any]
     """what two evaluations must share to be compared"""
     warnings: list[str] = field(default_factory=list)
-    made: list[dict[str, Any]] = field(default_factory=list)
-    """by which calls: encoder and command as given, protocols, machine, seconds (see `evaluation.sheet.made_by`)"""
     notes: list[str] = field(default_factory=list)
     """about this call, not about the numbers: which features were reused"""
+    made: list[dict[str, Any]] = field(default_factory=list)
+    """by which calls: encoder and command as given, protocols, machine, seconds (see `evaluation.sheet.made_by`)"""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as evaluation.json holds them."""
@@ -168,11 +168,10 @@ def _by_labels(
         if any(reads_vectors(name) for name in protocols):
             sitting.judge_pixels()
     split = f"fitted on {counts[0]} images of {train.name}, judged on {counts[1]} of {origin}"
-    of_data = dict.fromkeys((*train.notes, *test.notes))
-    warnings = [*sitting.warnings(), *of_data, *without_test_images(train, test), *_few(counts[1])]
+    notes = dict.fromkeys((*train.notes, *test.notes))
+    warnings = [*sitting.warnings(), *notes, *without_test_images(train, test), *_few(counts[1])]
     mark = fingerprint(encoder, train, test, sitting.results, seed=seed)
-    notes = list(dict.fromkeys(sitting.store.notes))
-    return Evaluation(sitting.results, split, mark, warnings, notes=notes)
+    return Evaluation(sitting.results, split, mark, warnings, list(dict.fromkeys(sitting.store.notes)))
 
 
 def _by_masks(
@@ -192,7 +191,7 @@ def _by_masks(
     fitted, judged = found.roles.fitted.source, found.roles.judged.source
     mark = fingerprint(encoder, fitted, judged, found.results, seed=seed)
     warnings = [*found.warnings, *_few(min(result.n_test for result in found.results))]
-    return Evaluation(found.results, found.split, mark, warnings, notes=found.notes)
+    return Evaluation(found.results, found.split, mark, warnings, found.notes)
 
 
 def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
@@ -204,7 +203,7 @@ def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
         f"{labelled.split}; {masked.split}",
         {**mark, "protocols": dict(sorted(protocols.items()))},
         list(dict.fromkeys([*labelled.warnings, *masked.warnings])),
-        notes=list(dict.fromkeys([*labelled.notes, *masked.notes])),
+        list(dict.fromkeys([*labelled.notes, *masked.notes])),
     )
 
 

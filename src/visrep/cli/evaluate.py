@@ -52,6 +52,7 @@ def evaluate(
         seed: of splits, bootstrap and the untrained encoder
     """
     from visrep import api
+    from visrep.cli.typed import typed
     from visrep.evaluation.table import print_table
 
     result = api.evaluate(
@@ -70,6 +71,7 @@ def evaluate(
         out=out or None,
         seed=seed,
         progress=True,
+        command=typed("evaluate"),
     )
     print_table(result)
 

@@ -22,6 +22,7 @@ from visrep.evaluation.feature_cache import FeatureStore
 from visrep.evaluation.features import Features
 from visrep.evaluation.fingerprint import digest_of
 from visrep.evaluation.results import Inapplicable, Judged, Measure, Result
+from visrep.evaluation.timing import CLOCK, PASS
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
 from visrep.progress import tracked
@@ -96,7 +97,7 @@ class DenseSitting:
 
     def warnings(self) -> list[str]:
         """Cautions with those that they are about, what was left out of the data, and what could not be read."""
-        said = [f"{caution} ({', '.join(names)})" for caution, names in self.cautions.items()]
+        said = [f"{caution} ({', '.join(dict.fromkeys(names))})" for caution, names in self.cautions.items()]
         said += [self._few_videos(fits) for fits in (True, False)]
         for base in self.roles.bases:
             said += base.key.source.notes
@@ -128,6 +129,7 @@ class DenseSitting:
         """From disk, or by a pass of the network."""
 
         def encode(base: Base, layer: int) -> Patches:
+            @CLOCK.timed(PASS)
             def passed(layers: tuple[int, ...], tokens: bool) -> Features:
                 found = extract_patches(
                     network(),
@@ -154,7 +156,8 @@ class DenseSitting:
         jobs = self._jobs(network is not None)
         for name, layer in tracked(jobs, f"dense protocols, {who}", shown=self.progress):
             try:
-                measures = self._run(name, who, encode, network, layer)
+                with CLOCK.timed(name):
+                    measures = self._run(name, who, encode, network, layer)
             except Inapplicable as error:
                 if not self.lenient:
                     raise

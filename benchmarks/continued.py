@@ -163,8 +163,8 @@ def main(settings: Settings) -> None:
         "batch": settings.batch,
         "recipes": {name: asdict(recipe) for name, recipe in RECIPES.items()},
     }
-    file = ROOT / "records" / f"continued_{settings.name}.json"
-    earlier = made_alike(file, record)
+    kept = ROOT / "records" / f"continued_{settings.name}.json"
+    earlier = made_alike(kept, record)
     rows: list[dict[str, Any]] = []
     for start in settings.starts:
         own = visrep.load_encoder(start).preprocessing.size
@@ -200,7 +200,7 @@ def main(settings: Settings) -> None:
                     flush=True,
                 )
     made = {row_key(row) for row in rows}
-    save_json(file, record | {"rows": [*(row for row in earlier if row_key(row) not in made), *rows]})
+    save_json(kept, record | {"rows": [*(row for row in earlier if row_key(row) not in made), *rows]})
 
 
 def made_alike(file: Path, record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from visrep.analysis.measures.registry import MEASURES
 from visrep.analysis.similarity.registry import SIMILARITIES
 from visrep.catalogue import Entry, catalogue, load_records, records_folder
+from visrep.evaluation.fingerprint import hashed
 from visrep.evaluation.results import variant
 from visrep.evaluation.versions import outdated, version_in
 
@@ -40,11 +41,12 @@ SHOWN = {
 
 SHEETS_HEAD = """# Sheets
 
-Made by `python docs/generate.py` from `records/sheets/`: do not edit. Each is one command,
-`visrep evaluate ENCODER --data DATA --protocols all --out records/sheets/ENCODER-DATA.json`, of the last layer. In
-round brackets the 95 % interval, in square ones the untrained twin. A value that names a version was made with
-settings of its protocol that have changed since: do not compare it with the others of its row. Protocols:
-[protocols.md](protocols.md).
+Made by `python docs/generate.py` from `records/sheets/`: do not edit. Numbers of `visrep evaluate`, of the last layer.
+In round brackets the 95 % interval, in square ones the untrained twin, where it was judged. A row is of one grid of
+patches, where there is one: numbers of different grids do not stand beside each other. A value that names a version was
+made with settings of its protocol that have changed since: do not compare it with the others of its row. Below each
+table stands what was fitted on and judged, the command where one was recorded, and all that the sheets warn of.
+Protocols: [protocols.md](protocols.md).
 """
 
 METHODS_HEAD = """\
@@ -263,12 +265,51 @@ def sheets() -> str:
             cells = [found[name].get(key, "") for name in here]
             parts.append(f"| {key[0]} | {key[1]} | {' | '.join(cells)} |\n")
         parts.append("\n")
-        parts.extend(f"- {name}: {sheet['split']}\n" for name, sheet in here.items())
+        parts.extend(f"- {name}: {sheet['split']}; {how_made(sheet)}\n" for name, sheet in here.items())
+        parts.append("\nWarnings:\n\n")
+        parts.extend(
+            f"- {'all' if len(names) == len(here) else ', '.join(names)}: {said}\n"
+            for said, names in warnings_of(here).items()
+        )
     return "".join(parts)
 
 
+def how_made(sheet: dict) -> str:
+    """What is known of it: the commands, or that there are none, and which baselines are missing."""
+    judged = {result["encoder"] for result in sheet["results"]}
+    baselines = {"untrained": "the untrained twin", "pixels": "raw pixels"}
+    missing = [what for who, what in baselines.items() if who not in judged]
+    said = [f"without {' and '.join(missing)}"] if missing else []
+    recorded: set[str] = set()
+    for one in sheet.get("made", ()):
+        machine, recorded = one["machine"], recorded | {*one["protocols"]}
+        command = f"`{one['command']}`" if one["command"] else f"from Python, {one['encoder']}"
+        seconds = ", ".join(f"{name} {spent:.0f}" for name, spent in one["seconds"].items())
+        where = f"{machine['device']}, {machine['cores']} cores, {machine['arch']}, torch {machine['torch']}"
+        said.append(f"{command} ({where}; seconds: {seconds})")
+    if unknown := {result["protocol"] for result in sheet["results"]} - recorded:
+        which = f"{', '.join(sorted(unknown))}: " if recorded else ""
+        said.append(f"{which}made before commands were recorded")
+    if not all(hashed(sheet["fingerprint"][side]) for side in ("train", "test")):
+        said.append("made before images were hashed")
+    return "; ".join(said)
+
+
+def warnings_of(sheets: dict[str, dict]) -> dict[str, list[str]]:
+    """Each warning once, with the sheets that have it; those that it is about, in brackets at its end, once too."""
+    found: dict[str, list[str]] = {}
+    for name, sheet in sheets.items():
+        for warning in sheet["warnings"]:
+            said, bracket, who = warning.removesuffix(")").rpartition(" (")
+            if bracket and {*who.split(", ")} <= {"trained", "untrained", "pixels"}:
+                warning = f"{said} ({', '.join(dict.fromkeys(who.split(', ')))})"
+            if name not in found.setdefault(warning, []):
+                found[warning].append(name)
+    return found
+
+
 def sheet_rows(sheet: dict) -> dict[tuple[str, str], str]:
-    """By protocol with its variant, and metric: the encoder with its interval, the untrained twin in brackets."""
+    """By protocol with variant and grid, and metric: the encoder with its interval, the untrained twin in brackets."""
     last = max((result["layer"] for result in sheet["results"]), default=0)
     rows: dict[tuple[str, str], str] = {}
     twins = {
@@ -285,8 +326,11 @@ def sheet_rows(sheet: dict) -> dict[tuple[str, str], str]:
 
 
 def variant_of(result: dict) -> tuple[str, str]:
+    """Protocol, with what its rows differ in, and metric."""
     found = variant(result["settings"])
-    return f"{result['protocol']} {found[0]}={found[1]}" if found else result["protocol"], result["metric"]
+    name = f"{result['protocol']} {found[0]}={found[1]}" if found else result["protocol"]
+    grid = result["settings"].get("grid")
+    return f"{name}, {grid} patches" if grid else name, result["metric"]
 
 
 def study(name: str) -> str:

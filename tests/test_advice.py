@@ -16,7 +16,7 @@ from visrep.config import Run
 from visrep.engine import start
 from visrep.method import At
 from visrep.methods import load_method, method_files, preset, presets
-from visrep.schedules import Constant, Cosine
+from visrep.schedules import Constant, Cosine, Ramp
 
 
 def advice(run: Run, images: int) -> list[str]:
@@ -36,6 +36,7 @@ def changed(name: str, **method: object) -> Run:
         (changed("moco:small32", queue=16_384), 10_000, ("told from itself", "method.queue to about")),
         (changed("dino:small32", teacher_decay=Cosine(0.9996, 1.0)), 10_000, ("2,500 steps", "teacher_decay begin")),
         (changed("dino:small32", teacher_decay=Constant(1.0)), 10_000, ("averages all steps", "teacher_decay")),
+        (changed("ijepa:small32", teacher_decay=Ramp(0.99, 1.0, epochs=3)), 10_000, ("stands still", "Line")),
         (preset("simclr:small32")[2], 1000, ("Only 24 steps", "epochs")),
     ],
 )  # fmt: skip

@@ -27,6 +27,7 @@ from visrep.evaluation.evaluate import Evaluation, evaluate
 from visrep.evaluation.finetune import RECIPES, SMALL
 from visrep.evaluation.linear_dinov2 import Grid
 from visrep.evaluation.probe_training import predict
+from visrep.evaluation.protocols import least_images
 from visrep.evaluation.results import Inapplicable
 from visrep.method import Encoder, Preprocessing, Tokens
 
@@ -96,13 +97,37 @@ def test_a_class_without_test_images_is_named_and_the_others_are_judged() -> Non
     assert not any("no test image" in said for said in judged(colours(1.0), train, train, "knn").warnings)
 
 
-@pytest.mark.parametrize("protocol", [*OF_IMAGES, "linear-dinov2", "attentive-vjepa", "episodes", "copies"])
-@pytest.mark.parametrize("test", [None, images([0, 1, 2])], ids=["fifth", "given"])
+HOLD_NOTHING_OUT = ("knn", "knn:1", "knn-loo", "retrieval", "retrieval-within", "clustering")
+
+
+NAMED = (*OF_IMAGES, "linear-dinov2", "attentive-vjepa", "episodes", "copies")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "test"),
+    [
+        *((name, None) for name in NAMED),
+        *((name, images([0, 1, 2])) for name in NAMED if least_images((name,)) == 2),
+    ],
+)
 def test_one_image_a_class_to_fit_on(protocol: str, test: Source | None) -> None:
     with pytest.raises(
         ValueError, match=r"class 0, class 1, class 2 of .* have 1 image to fit on.*Add images"
     ):
         judged(vit(), images([0, 1, 2]), test, protocol)
+
+
+def test_one_image_a_class_where_nothing_is_held_out() -> None:
+    asked = ("k-nn", *HOLD_NOTHING_OUT[1:-1], "kmeans")
+    found = {
+        r.protocol: r for r in judged(colours(1.0), images([0, 1, 2]), images([0, 1, 2] * 4), *asked).results
+    }
+    assert set(found) == {*HOLD_NOTHING_OUT}
+    assert found["knn-loo"].value == 0 == found["knn-loo"].ci_high  # none is among the others
+    right = {name: found[name].value for name in ("knn", "knn:1")}
+    assert right == {"knn": 100, "knn:1": 100}
+    with pytest.raises(ValueError, match=r"knn, retrieval or clustering, which hold nothing out"):
+        judged(colours(1.0), images([0, 1, 2]), images([0, 1, 2] * 4), *asked, "linear")
 
 
 @pytest.mark.parametrize(

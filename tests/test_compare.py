@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from visrep.cli.compare import setting
 from visrep.comparison import compare as comparing
 from visrep.comparison import plans
 from visrep.comparison.budget import SHARE, Budget, Timing, parse_budget, read_timing
+from visrep.encoders import ResNet, save_encoder
 from visrep.evaluation.compare import leaderboard
 from visrep.evaluation.effort import Effort, duration, effort
 from visrep.evaluation.evaluate import Evaluation
@@ -193,6 +195,24 @@ def test_a_budget_of_seconds_becomes_whole_schedules(tmp_path: Path, monkeypatch
         compared(tmp_path / "b", "simclr", "mae", budget="2s")
 
 
+def test_all_methods_begin_with_the_weights_that_are_named(tmp_path: Path):
+    save_encoder(tmp_path / "weights", ResNet(18, width=4, stem="small").build())
+    begins = comparing.Common("playground:n=100,size=32", "tiny", init=str(tmp_path / "weights"), limit=0)
+    candidates = comparing.gather_candidates(["simclr", "mae"], begins, tmp_path)
+    runs = [candidate.run for candidate in candidates if candidate.run]
+    assert [run.init for run in runs] == [begins.init] * 2
+    assert candidates[0].overrides == (f"init={begins.init}",)
+    assert plans.trained_on(runs[0]) == 90, "the guard holds out a tenth"
+    comparing.check_init(candidates[0])
+    with pytest.raises(ValueError, match=r"mae: mae trains a ViTLike, and init=.* is a ResNet"):
+        comparing.check_init(candidates[1])
+    with pytest.raises(ValueError, match="simclr: encoder=vit_tiny asks for fresh weights"):
+        comparing.gather_candidates(["simclr", "mae"], replace(begins, encoder="vit_tiny"), tmp_path)
+    with pytest.raises(ValueError, match=r"simclr: adapt\.lora_rank=4 says how .* there is no init"):
+        unread = comparing.Common(DATA, "tiny", overrides={"adapt.lora_rank": 4})
+        comparing.gather_candidates(["simclr", "mae"], unread, tmp_path)
+
+
 def test_steps_are_timed_by_the_real_loop_and_leave_nothing_behind(tmp_path: Path):
     candidates = comparing.gather_candidates(["simclr", "mae"], comparing.Common(DATA, "tiny"), tmp_path)
     timing = plans.time_steps(candidates[0], 5.0, 7, tmp_path)
@@ -305,7 +325,7 @@ def test_images_judged_on_and_also_trained_on_are_owned_up_to(tmp_path: Path):
         (("simclr", "mae"), {"overrides": {"method.tua": 1}}, "simclr: There is no field 'tua'"),
         (("simclr", "mae"), {"overrides": {"batch": "big"}}, "batch='big' does not fit: it is 16 now"),
         (("simclr", "mae"), {"overrides": {"epochs": 3}}, "epochs has an option of its own. Use --budget"),
-        (("simclr", "mae"), {"overrides": {"batch": 512}}, r"has 120\. Add --set batch=64"),
+        (("simclr", "mae"), {"overrides": {"batch": 512}}, r"has 120 to train on\. Add --set batch=64"),
         (("simclr", "mae"), {"overrides": {"devices": 2}}, "compared on one device"),
         (("simclr", "mae"), {"encoder": "vit_huge"}, "no encoder 'vit_huge'"),
         (("simclr", "mae"), {"data": "no/such/folder"}, "no such file or folder"),

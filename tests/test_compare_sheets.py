@@ -15,7 +15,7 @@ from rich.console import Console
 import visrep
 from test_evaluate import vit
 from visrep import api
-from visrep.comparison.sheets import comparable, read_sheet
+from visrep.comparison.sheets import comparable, other_grids, read_sheet
 from visrep.encoders.pretrained import resolve
 from visrep.evaluation import sitting
 from visrep.evaluation.evaluate import Evaluation
@@ -36,7 +36,7 @@ def row(protocol: str, value: float, *, layer: int = 3, kind: Judged = "trained"
 def sheet(*results: Result, judged: str = "b", fitted: str = "a", encoder: str = "e") -> Evaluation:
     sides = {"train": ("fits", 80, fitted), "test": ("tests", 20, judged)}
     mark: dict[str, Any] = {
-        side: {"name": name, "images": images, "classes": 2, "hash": of}
+        side: {"name": name, "images": images, "classes": 2, "content": of}
         for side, (name, images, of) in sides.items()
     }
     return Evaluation(list(results), "made up", {**mark, "encoder": encoder, "image": 32, "protocols": {}})
@@ -149,6 +149,24 @@ def test_among_sheets_alone_the_newest_version_counts() -> None:
     assert [[r.protocol for r in one.results] for one in found.values()] == [["linear"], ["knn", "linear"]]
 
 
+def test_numbers_of_other_grids_are_not_beside_each_other() -> None:
+    coarse, fine = (
+        sheet(row("segmentation", 50.0, pooling="tokens", settings={"grid": grid}), row("knn", 40.0))
+        for grid in ("7 x 7", "14 x 14")
+    )
+    found, notes = comparable({}, {"coarse": coarse, "fine": fine}, ("all",))
+    assert [[r.protocol for r in one.results] for one in found.values()] == [["segmentation", "knn"], ["knn"]]
+    assert notes == [
+        "fine: segmentation is not compared: it is of version 1, read as tokens, on 14 x 14 patches, and others are of "
+        "version 1, read as tokens, on 7 x 7 patches."
+    ]
+    assert other_grids(found) == []
+    (note,) = other_grids({"coarse": coarse, "fine": fine})  # judged now, all of them
+    assert note.startswith(
+        "segmentation: numbers of different grids of patches do not compare (coarse: 7 x 7, fine: 14"
+    )
+
+
 def test_of_several_poolings_the_first_stands_and_is_named() -> None:
     two = sheet(row("knn", 50.0, pooling="cls"), row("knn", 60.0, pooling="mean"))
     found, notes = comparable({}, {"one": sheet(row("knn", 40.0)), "two": two}, ("knn",))
@@ -206,6 +224,7 @@ def test_public_encoders_and_sheets_are_compared_and_passes_are_saved(
     api.evaluate("pip:b", DATA, protocols=("linear",), out=tmp_path / "b.json")
     assert len(passes) == 4  # of the encoder and of its untrained twin, on both sides
     alone = json.loads((tmp_path / "b.json").read_text())
+    assert f"{alone['results'][0]['value']:.1f} %" in api.report(tmp_path / "b.json").read_text()
     comparison = visrep.compare(
         ["pip:a", tmp_path / "b.json"], DATA, out=tmp_path / "out", protocols=("linear",)
     )

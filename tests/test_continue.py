@@ -16,6 +16,7 @@ import visrep
 from conformance import moment
 from visrep.config import Adapt, Guard, Optim, Run
 from visrep.continuing.adapting import adapt
+from visrep.continuing.checks import as_asked, check_options
 from visrep.continuing.init import begin, carriers, take_encoder
 from visrep.continuing.layers import layers_of
 from visrep.continuing.lora import add_low_rank, merge, merged
@@ -133,6 +134,42 @@ def test_init_and_start_from_are_two_things(tmp_path: Path):
     with pytest.raises(ValueError, match=r"init=.*start_from=.*both say what to begin with"):
         start(replace(run, out=str(tmp_path / "run")), method="dino")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(
+        ValueError, match=r"model\.onnx is an ONNX file, which can be judged and used, not trained"
+    ):
+        begin(continued("dino", tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapt": Adapt(lora_rank=4)}, r"adapt\.lora_rank=4 says how .* there is no init\. Give one"),
+        ({"adapt": Adapt(size=8), "start_from": "r"}, r"adapt\.size=8 .*no init \(start_from continues"),
+        ({"guard": Guard(act="rollback")}, r"guard\.act=rollback: .*begins with random ones\. Give some"),
+        ({"guard": Guard(reference="x", min_cka=0.5)}, r"guard\.reference=x, guard\.min_cka=0\.5: the guard"),
+        (
+            {"adapt": Adapt(interpolation="bilinear", squash=True), "init": "e"},
+            r"bilinear, adapt\.squash=True",
+        ),
+        ({"adapt": Adapt(fresh=("cls_token",)), "init": "e"}, r"adapt\.fresh=.*read off the weights .*Leave"),
+    ],
+)
+def test_no_option_is_silent(changes: dict[str, Any], message: str, tmp_path: Path):
+    asked = replace(preset("simclr:tiny")[2], **changes)
+    with pytest.raises(ValueError, match=message):
+        start(replace(asked, out=str(tmp_path / "run")), method="simclr")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_filled_in_is_not_what_was_asked(tmp_path: Path):
+    """So that ``--from`` repeats a run whose run.json has it filled in."""
+    saved(tmp_path / "e", replace(VIT, cls=False))
+    run = continued("dinov2", tmp_path / "e", lora_rank=2)
+    begun_with, _ = begin(run)
+    assert begun_with.adapt.fresh and as_asked(begun_with).adapt == run.adapt
+    check_options(as_asked(begun_with))
+    with pytest.raises(ValueError, match=r"adapt\.fresh"):
+        check_options(begun_with)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +178,24 @@ def test_init_and_start_from_are_two_things(tmp_path: Path):
         (
             "mae",
             ResNet(18, width=4, stem="small"),
-            r"mae trains a ViTLike, and init=.* is a ResNet\. Choose other",
+            r"mae trains a ViTLike, and init=.* is a ResNet\. Weights that fit: runs .*simclr",
         ),
-        ("context_encoder", VIT, r"context_encoder trains a ResNet or ConvNet, and init=.* is a ViT"),
-        ("dino", VideoViT(frames=4, image=32, patch=8, width=48, depth=1, heads=4), "is a VideoViT"),
+        (
+            "context_encoder",
+            VIT,
+            r"trains a ResNet or ConvNet, and .* is a ViT\. .*: runs with a ResNet; .*ConvNet",
+        ),
+        (
+            "dino",
+            VideoViT(frames=4, image=32, patch=8, width=48, depth=1, heads=4),
+            r"encoder of images, and .* is a VideoViT\. .*trains clips, such as videomae",
+        ),
+        (
+            "crate_mae",
+            VIT,
+            r"a CRATE, .* is a ViT\. Weights that fit: runs with a CRATE.*official files of CRATE",
+        ),
+        ("dinov3", VIT, r"dinov3 needs rotary positions.*position='learned'.*timm:vit_small_patch16_dinov3"),
     ],
 )
 def test_a_method_says_what_it_trains(name: str, config: Any, message: str, tmp_path: Path):
@@ -308,6 +359,13 @@ def test_a_merged_encoder_computes_the_same(tmp_path: Path):
     ("config", "blocks", "below", "above"),
     [
         (VIT, ["blocks.0", "blocks.1", "blocks.2"], "cls_token", "norm.weight"),
+        # a table of positions that outweighs the blocks
+        (
+            ViT(image=518, patch=14, width=32, depth=2, heads=2),
+            ["blocks.0", "blocks.1"],
+            "position",
+            "norm.weight",
+        ),
         (ResNet(18, width=4), ["layer1", "layer2", "layer3", "layer4"], "conv1.weight", ""),
         (ConvNet(width=4), ["stages.0", "stages.1", "stages.2", "stages.3"], "", ""),
     ],

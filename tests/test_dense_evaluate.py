@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from test_report import Page
 from visrep import api
 from visrep.analysis.record import RunRecord
 from visrep.analysis.report_probes import clearly_better, probes
@@ -30,6 +31,7 @@ from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import by_kind, evaluate
 from visrep.evaluation.results import Judged, Result, clearly_ahead, goodness
+from visrep.evaluation.sheet_pictures import read_pictures
 from visrep.evaluation.table import render
 from visrep.method import Encoder, Preprocessing
 
@@ -123,6 +125,16 @@ def test_a_folder_of_masks_from_the_command_to_the_sheet(folder: Path) -> None:
     colours = next(r for r in first.results if (r.protocol, r.encoder) == ("hummingbird", "pixels"))
     assert colours.value > 80  # this data is nothing but colours
 
+    drawn = read_pictures(run / "evaluation.json")
+    columns = ("image", "true classes", "trained", "untrained", "pixels")
+    assert {(name, row.titles) for name in drawn for row in drawn[name]} == {
+        (name, columns) for name in asked
+    }
+    image, true, *_, by_colour = drawn["hummingbird"][0].pictures
+    assert len(drawn["hummingbird"]) == 4 and image.shape == (75, 112, 3)  # as the images, 20 x 30
+    assert {*drawn["hummingbird"][0].legend} <= {"red", "green", "blue"}
+    assert (by_colour == true).all(-1).mean() > 0.8
+
     page = probes(RunRecord(Path("run"), {}, [], [], first.to_json(), {}, []))
     assert "linear segmentation: mIoU, in parts" in page and "IoU of green" in page
 
@@ -134,6 +146,8 @@ def test_a_folder_of_masks_from_the_command_to_the_sheet(folder: Path) -> None:
     assert [r for r in first.results if r.protocol == "hummingbird"] == again.results
     sheet = json.loads((run / "evaluation.json").read_text())
     assert {r["protocol"] for r in sheet["results"]} == set(asked)
+    assert read_pictures(run / "evaluation.json").keys() == set(asked)
+    assert len(Page(api.report(run / "evaluation.json")).images) == 2 * 4 * 5
 
     mask = next((folder / "masks" / "val").iterdir())
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(mask)
@@ -143,6 +157,10 @@ def test_a_folder_of_masks_from_the_command_to_the_sheet(folder: Path) -> None:
     assert {r["protocol"] for r in json.loads((run / "evaluation.json").read_text())["results"]} == {
         "hummingbird"
     }
+    now = read_pictures(run / "evaluation.json")
+    assert now.keys() == {"hummingbird"} and now["hummingbird"][0].titles == columns[:3]
+    (aside,) = run.glob("evaluation-*.json")
+    assert read_pictures(aside).keys() == set(asked)
 
 
 def test_layers_and_no_baselines() -> None:

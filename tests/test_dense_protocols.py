@@ -24,6 +24,7 @@ from visrep.evaluation.dense.hummingbird import hummingbird, look_up, rareness, 
 from visrep.evaluation.dense.miou import Counts
 from visrep.evaluation.dense.patches import Patches, extract_patches, grid_tokens, input_size, pixel_patches
 from visrep.evaluation.dense.segmentation import SCHEDULE, cross_entropy, segmentation
+from visrep.evaluation.examples import Example
 from visrep.evaluation.results import Inapplicable
 from visrep.method import Encoder, Preprocessing, Tokens
 
@@ -259,6 +260,13 @@ def test_linear_segmentation_finds_what_tokens_say(monkeypatch: pytest.MonkeyPat
     # a map of 4 x 4, enlarged bilinearly, cannot draw the edges of 16 x 16, but gets most pixels right
     assert found.value > 0.7 and blind.value < 0.4
     assert found.settings["lr"] in heads.RATES and found.metric == "mIoU" and found.n_train == 24
+    assert same_colours(found.examples) > 0.7 > 0.5 > same_colours(blind.examples)
+
+
+def same_colours(examples: list[Example]) -> float:
+    """Share of pixels in which the answer that was found looks like the true one."""
+    assert len(examples) == 4
+    return float(np.mean([(each.found == each.known["true classes"]).all(-1) for each in examples]))
 
 
 def test_one_class_is_nothing_to_tell_apart() -> None:
@@ -375,6 +383,12 @@ def test_linear_depth_finds_what_tokens_say(monkeypatch: pytest.MonkeyPatch) -> 
     # a map of 4 x 4, enlarged bilinearly, cannot draw the edges of 16 x 16
     assert rmse.value < 0.26 and blind[0].value > 0.3 and rmse.low <= rmse.value <= rmse.high
     assert relative.value < 0.4 < blind[1].value and close.value > blind[2].value
+    for each, blindly in zip(rmse.examples, blind[0].examples, strict=True):
+        true, found, guessed = (
+            x.mean(-1).ravel() for x in (each.known["true depth"], each.found, blindly.found)
+        )
+        assert np.corrcoef(true, found)[0, 1] > max(0.6, np.corrcoef(true, guessed)[0, 1])
+    assert len(rmse.examples) == 4 and not relative.examples
 
 
 def vit(registers: int = 0) -> Encoder:

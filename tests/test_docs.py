@@ -71,6 +71,35 @@ def test_a_value_of_another_version_says_so_in_the_sheets(generate: ModuleType):
     assert shown["attentive-vjepa", "top-1"] == shown["shifts", "top-1"] == "50.0 (45.0 to 55.0)"
 
 
+def test_sheets_say_what_is_known_of_them(generate: ModuleType):
+    def result(who: str, value: float, grid: str, protocol: str = "segmentation") -> dict:
+        numbers = {"value": value, "ci_low": 0.0, "ci_high": 9.0, "layer": 3, "settings": {"grid": grid}}
+        return {"protocol": protocol, "metric": "mIoU", "encoder": who, **numbers}
+
+    machine = {"device": "cpu", "cores": 2, "arch": "x86_64", "torch": "2"}
+    made = {"encoder": "a", "command": "visrep evaluate a", "protocols": ["segmentation"], "machine": machine}
+    new = {
+        "results": [result("trained", 1.0, "7 x 7"), result("trained", 3.0, "7 x 7", "depth")],
+        "made": [{**made, "seconds": {"segmentation": 2.4}}],
+        "fingerprint": {side: {"content": "x"} for side in ("train", "test")},
+        "warnings": ["few (trained, trained, pixels)", "only 6 test images"],
+    }
+    old = {
+        "results": [result(who, 2.0, "14 x 14") for who in ("trained", "untrained", "pixels")],
+        "fingerprint": {side: {"hash": "x"} for side in ("train", "test")},
+        "warnings": ["few (trained, pixels)"],
+    }
+    assert generate.how_made(new) == (
+        "without the untrained twin and raw pixels; `visrep evaluate a` (cpu, 2 cores, x86_64, torch 2; seconds: "
+        "segmentation 2); depth: made before commands were recorded"
+    )
+    assert generate.how_made(old) == "made before commands were recorded; made before images were hashed"
+    both = {"a": new, "b": old}
+    assert generate.warnings_of(both) == {"few (trained, pixels)": ["a", "b"], "only 6 test images": ["a"]}
+    rows = [set(generate.sheet_rows(sheet)) for sheet in both.values()]
+    assert ("segmentation, 7 x 7 patches", "mIoU") in rows[0] and not rows[0] & rows[1]
+
+
 def test_the_sheets_equal_their_records(generate: ModuleType):
     assert (DOCS / "sheets.md").read_text() == generate.sheets(), "run: python docs/generate.py"
 

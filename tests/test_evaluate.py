@@ -182,7 +182,7 @@ def test_evaluation_is_complete(small: tuple[Source, Source], monkeypatch: pytes
 def test_evaluation_repeats_and_is_json(small: tuple[Source, Source]) -> None:
     first, second = (evaluate(resnet(), *small, protocols=("knn", "linear")).to_json() for _ in range(2))
     assert json.loads(json.dumps(first)) == first == second
-    assert set(first) == {"results", "split", "fingerprint", "warnings"}
+    assert set(first) == {"results", "split", "fingerprint", "warnings", "made"}
     other = evaluate(vit(), *small, protocols=("knn",), baselines=False)
     assert other.fingerprint["encoder"] != first["fingerprint"]["encoder"]
     assert other.fingerprint["train"] == first["fingerprint"]["train"] != first["fingerprint"]["test"]
@@ -263,7 +263,7 @@ def relabelled(labels: list[int] | None) -> Source:
 )
 def test_unusable_labels(labels: list[int] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(vit(), relabelled(labels), images(6), protocols=("knn",))
+        evaluate(vit(), relabelled(labels), images(6), protocols=("linear",))
 
 
 def test_test_class_without_training_images() -> None:

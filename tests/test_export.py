@@ -18,8 +18,10 @@ import visrep
 from _exports import SMALL, card_features, cosine, encoder_of, photo, run_folder, saved, seen_by_us, unchecked
 from visrep import cli
 from visrep.encoders import CRATE, AoT, ConvNet, ResNet, ToST, VideoViT, ViTLike, save_encoder
+from visrep.encoders.pretrained.packages import PACKAGES
 from visrep.exports import positions, safetensors
 from visrep.exports.card_parts import anonymous
+from visrep.exports.licence import OF_PACKAGES, licence_of
 from visrep.exports.names import official_weights, split, without_layer_scale
 from visrep.exports.traced import example, traceable
 from visrep.method import Encoder
@@ -141,6 +143,8 @@ def test_the_card_of_a_run(
         "--out",
         str(tmp_path / "out"),
         "--heads",
+        "--licence",
+        "MIT",
     ]
     monkeypatch.setattr(sys, "argv", ["visrep", *arguments])
     cli.main()
@@ -151,7 +155,7 @@ def test_the_card_of_a_run(
     assert (
         "somebody" not in text and "fitted on 90 images of photos/train, judged on 40 of photos/test" in text
     )
-    assert "Not stated: to be filled in" in text
+    assert text.startswith("---\nlicense: mit\n")
     features, images = card_features(tmp_path / "out")
     with torch.no_grad():
         assert cosine(features, encoder(images).pool()) > 0.9999
@@ -168,6 +172,29 @@ def test_results_of_other_weights_are_left_out(tmp_path: Path) -> None:
     visrep.export(tmp_path / "run", "safetensors", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "71.2" not in text and "Judged were other weights" in text
+
+
+def test_the_licence_is_said_or_known_of_public_weights(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["run"]["init"] = "pip:mobilenet_v2"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    visrep.export(tmp_path / "run", "safetensors", tmp_path / "out", licence="CC-BY-NC-4.0")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.startswith("---\nlicense: cc-by-nc-4.0\n") and "`CC-BY-NC-4.0`, as whoever exported" in text
+    assert "Training began from `pip:mobilenet_v2`, which comes under `MIT`; what follows" in text
+
+    unsaid = licence_of("", str(tmp_path / "run"), about)
+    assert not unsaid.name and "Not stated" in unsaid.text and "under `MIT`" in unsaid.text
+    unchanged = licence_of("", "pip:efficientnet_lite0", {})
+    assert unchanged.name == "Apache-2.0" and "whose weights these are, unchanged" in unchanged.text
+    other = licence_of("GPL-3.0-only", "pip:mobilenet_v2", {})
+    assert other.name == "GPL-3.0-only" and "whose weights these are, comes under `MIT`" in other.text
+    assert licence_of("mit", "pip:mobilenet_v2", {}).text == "`mit`, as whoever exported this says."
+    assert not licence_of("", "/home/me/dinov2_vits14_pretrain.pth", {}).name
+    assert OF_PACKAGES.keys() == PACKAGES.keys()
+    with pytest.raises(ValueError, match=r"'free for all' is no SPDX identifier\. Use one of .* MIT"):
+        visrep.export(tmp_path / "run", "safetensors", tmp_path / "other", licence="free for all")
 
 
 def test_the_images_of_the_card_are_those_of_our_views(tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ def test_8_bits_and_what_they_cost(exported: tuple[Path, Encoder, Any]) -> None:
         assert next(r for r in judged.results if r.settings["k"] == said.settings["k"]).value == said.value
     text = (folder / "README.md").read_text()
     assert f"{result.cost.int8.value:.1f} %" in text and f"{result.cost.change:+.1f} points" in text
+    said = json.loads((folder / "quantized.json").read_text())
+    assert said["command"] == f"visrep export run --to onnx --out out --quantize int8 --data {DATA}"
+    assert said["bytes"] == {"model.onnx": sizes[1], "model_int8.onnx": sizes[0]} and said["kind"] == "int8"
+    assert said["knn"]["change"] == result.cost.change and said["knn"]["data"] == result.cost.data
+    for name, beside in (("float32", result.cost.float32), ("int8", result.cost.int8)):
+        assert said["knn"][name]["value"] == beside.value and said["knn"][name]["n_test"] == beside.n_test
+        assert (said["knn"][name]["ci_low"], said["knn"][name]["ci_high"]) == (beside.ci_low, beside.ci_high)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel
 from visrep.encoders.pretrained.packages import PACKAGES
 from visrep.encoders.vit import VisionTransformer
 from visrep.exports.hf_forms import chosen, integer_ratio
+from visrep.exports.licence import known
 from visrep.method import Preprocessing
 
 timm = needs("timm")
@@ -184,6 +185,13 @@ def test_what_came_from_timm_goes_back(name: str, tmp_path: Path, monkeypatch: p
     assert again.tool == result.tool
 
 
+def test_timms_registry_knows_licences() -> None:
+    assert known("timm:vit_small_patch14_dinov2.lvd142m") == "apache-2.0"
+    assert known("timm:convnextv2_atto.fcmae") == "cc-by-nc-4.0"
+    for unknown in ("timm:resnet18@weights.pth", "timm:hf-hub:somebody/model", "timm:no_such_model", "hf:x"):
+        assert known(unknown) == ""
+
+
 def test_our_swin_goes_to_timm(tmp_path: Path) -> None:
     config = Swin(
         image=32, patch=2, width=16, depths=(1, 2, 1), heads=(1, 2, 4), window=4, mask_token=True, drop_path=0.1
@@ -196,6 +204,35 @@ def test_our_swin_goes_to_timm(tmp_path: Path) -> None:
     features, images = card_features(tmp_path / "out")
     with torch.no_grad():
         assert cosine(features, encoder(images).pool()) > 0.99999
+
+
+@pytest.mark.parametrize("to", ["hf", "timm"])
+@pytest.mark.parametrize("position", ["learned", "sincos"])
+def test_a_table_of_another_size_is_written_for_the_one_that_images_are_prepared_to(
+    to: str, position: Literal["learned", "sincos"], tmp_path: Path
+) -> None:
+    """DINOv2's official files: 37 x 37 positions, and images of 224; loud positions show every difference."""
+    offset = 0.1 if position == "learned" else 0.0
+    config = replace(SMALL, image=518, patch=14, layer_scale=1.0, position=position, position_offset=offset)
+    vit = config.build().eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, x in vit.named_parameters():
+            x.copy_((1.0 if name == "position" else 0.15) * torch.randn(x.shape, generator=rng))
+    vit.preprocessing = replace(vit.preprocessing, size=224)
+    save_encoder(tmp_path / "run", vit)
+    result = visrep.export(tmp_path / "run", to, tmp_path / "out")
+    own = result.agreement[0]
+    assert (own.height, own.width) == (224, 224) and own.error < 1e-4 * own.scale
+    assert "Positions are written for 224 x 224" in result.notes[0] and "518 x 518" in result.notes[0]
+    assert "At other sizes than 224 x 224" in result.notes[1]
+    assert all(note in (tmp_path / "out" / "README.md").read_text() for note in result.notes)
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (said["image_size"] if to == "hf" else said["model_args"]["img_size"]) == 224
+    back = visrep.load_encoder(f"{'timm:local-dir' if to == 'timm' else 'hf'}:{tmp_path / 'out'}")
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(back(images).pool(), vit(images).pool(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_class_that_is_equal_at_every_size_comes_first() -> None:

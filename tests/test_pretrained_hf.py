@@ -19,8 +19,9 @@ import visrep
 from _extras import joined, largest_error, needs, randomised
 from visrep import cli
 from visrep.encoders import save_encoder
-from visrep.encoders.pretrained import hf
+from visrep.encoders.pretrained import hf, hub
 from visrep.encoders.pretrained.agreement import disagreement
+from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.hf_families import FAMILIES
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel
 from visrep.encoders.resnet import ResidualNetwork
@@ -323,7 +324,7 @@ def test_another_network_does_not_agree() -> None:
     assert disagreement(other, theirs) == float("inf")  # no cls token
 
 
-def test_weights_that_do_not_fit(folder: Path) -> None:
+def test_weights_that_do_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if name.endswith("layer.1.norm1.weight"))
     save_file({n: x for n, x in weights.items() if n != name}, folder / "model.safetensors", {"format": "pt"})
@@ -331,8 +332,22 @@ def test_weights_that_do_not_fit(folder: Path) -> None:
         ValueError, match=r"lacks 1 weights of Dinov2Model, first 'encoder\.layer\.1\.norm1\.weight'"
     ):
         visrep.load_encoder(f"hf:{folder}")
+    capsys.readouterr()
     save_file(weights | {name: torch.ones(40)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="do not fit its config"):
+    with pytest.raises(
+        ValueError, match=r"'encoder\.layer\.1\.norm1\.weight' is \(40,\), .*json \(48,\)\. Fetch"
+    ):
+        visrep.load_encoder(f"hf:{folder}")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | {"patch_size": 4}))
+    with pytest.raises(
+        ValueError, match=r"is \(48, 3, 8, 8\), .* \(48, 3, 4, 4\)\. Set patch_size to 8 in config\.json"
+    ):
+        visrep.load_encoder(f"hf:{folder}")
+    assert "REPORT" not in capsys.readouterr().err  # transformers' table
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"hf:\S+ cannot be read .*Fetch its files again"):
         visrep.load_encoder(f"hf:{folder}")
 
 
@@ -340,10 +355,18 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    for lacking in ("config.json, which says", "config.json but holds no weights"):
+        with pytest.raises(FileNotFoundError, match=rf"^{tmp_path} (holds no|has) {lacking}"):
+            visrep.load_encoder(f"hf:{tmp_path}")
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match=r"type 'bert' are not known here\. Known: vit, vit_mae"):
         visrep.load_encoder(f"hf:{tmp_path}")
+    for name in (f"{tmp_path}/mistyped", "./mistyped", "~/mistyped", "one/two/mistyped"):
+        with pytest.raises(FileNotFoundError, match=r"^No folder \S*mistyped\. Give hf:FOLDER"):
+            visrep.load_encoder(f"hf:{name}")
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
+    monkeypatch.setattr(hub, "silent", lambda: "")
     with pytest.raises(
         ConnectionError, match=r"fetch config\.json, model\.safetensors .*some/model/tree.*hf:FOLDER"
     ):
@@ -351,3 +374,22 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r'pip install "visrep\[hf\]"'):
         visrep.load_encoder("hf:some/model")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    library, asked = extra("huggingface_hub"), []
+
+    def unanswered(url: str, timeout: float) -> None:
+        asked.append((url, timeout))
+        raise OSError("no route")
+
+    monkeypatch.setattr(library, "get_hf_file_metadata", unanswered)
+    monkeypatch.setattr(library.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        ConnectionError, match=r"some/model cannot be loaded \(\S+ does not answer: no route\)"
+    ):
+        visrep.load_encoder("hf:some/model")
+    assert asked == [(library.constants.ENDPOINT, hub.PATIENCE)]
+    assert not caplog.records and library.constants.HF_HUB_OFFLINE is False

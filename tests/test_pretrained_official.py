@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from _extras import joined
 from visrep.encoders import ResNet, ViT
 from visrep.encoders.pretrained import load_checkpoint
 from visrep.encoders.pretrained.convert_vit import depth
-from visrep.encoders.pretrained.official import recognise
+from visrep.encoders.pretrained.official_vit import recognise
 from visrep.encoders.resnet import ResidualNetwork
 from visrep.encoders.vit import VisionTransformer
 
@@ -69,7 +70,7 @@ def test_dino_in_the_checkpoint_of_a_training_run(golden: dict[str, np.ndarray],
     )
     encoder = load_checkpoint(path, heads=4)
     assert isinstance(encoder, VisionTransformer) and encoder.config.position_offset == 0.1
-    assert encoder.preprocessing.size == 224 and not encoder.training
+    assert encoder.preprocessing.size == 32 and not encoder.training
     for size in ("32x32", "48x40", "24x24"):
         tokens = encoder(torch.from_numpy(golden[f"dino.x_{size}"]).float(), layers=(1,))
         close(joined(tokens), golden[f"dino.last_tokens_normed_{size}"])
@@ -214,6 +215,16 @@ def changed(**changes: Tensor | None) -> Weights:
     return weights
 
 
+def resnet(*counts: int) -> Weights:
+    """One weight of each block."""
+    return {
+        f"layer{i}.{j}.conv{k}.weight": torch.ones(1)
+        for i, n in enumerate(counts, 1)
+        for j in range(n)
+        for k in (1, 3)
+    }
+
+
 class Custom:
     """What torch.load must not build."""
 
@@ -230,7 +241,10 @@ class Custom:
             lambda: changed(blocks__1__mlp__fc2__bias=torch.ones(40)),
             r"fc2\.bias should be \(48,\) and is \(40,\)",
         ),
-        (lambda: changed(pos_embed=torch.ones(1, 18, 48)), "18 rows, 1 of them .* no square grid"),
+        (
+            lambda: changed(pos_embed=torch.ones(1, 18, 48)),
+            "18 rows, 1 of them .* no square grid.* timm:NAME@FILE.*resample those rows",
+        ),
         (
             lambda: changed(patch_embed__proj__weight=torch.ones(48, 3, 8, 4)),
             r"Patches are 8 x 4 pixels, .* square",
@@ -241,10 +255,12 @@ class Custom:
         ),
         (lambda: changed(patch_embed__proj__weight=torch.ones(48, 3, 2, 8, 8)), "encoder of clips.*hf:NAME"),
         (lambda: changed(pos_embed=None), "no pos_embed"),
+        (lambda: changed(pos_embed=None, register_tokens=torch.ones(1, 4, 48)), "no pos_embed, the table"),
         (lambda: {"conv.weight": torch.ones(3)}, "no vision transformer or ResNet .* holds conv.weight"),
         (lambda: {"epoch": 3}, "holds no weights: expected .* teacher, target_encoder"),
-        (lambda: {"model": Custom()}, "cannot be read .*Python objects besides weights"),
+        (lambda: {"model": Custom()}, r"cannot be read: .*Python objects besides weights \(\S+\.Custom\)"),
         (lambda: {"layer1.0.conv1.weight": torch.ones(3)}, r"1 \+ 0 \+ 0 \+ 0 blocks is none of 18, 34, 50"),
+        (lambda: resnet(3, 4, 23, 3), r"3 \+ 4 \+ 23 \+ 3 blocks .*this file: timm:resnet101@FILE"),
     ],
 )
 def test_errors_say_what_was_found(tmp_path: Path, content: Callable[[], Any], message: str) -> None:
@@ -260,15 +276,42 @@ def test_what_weights_do_not_say_must_be_given(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(ValueError, match="heads=5 do not divide the width 48"):
         load_checkpoint(path, heads=5)
-    (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"torn\.pth cannot be read"):
-        load_checkpoint(tmp_path / "torn.pth")
     with pytest.raises(FileNotFoundError, match=r"No file .*Fetch"):
         load_checkpoint(tmp_path / "none.pth")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "text.pth",
+            b"hello, this is no checkpoint",
+            "cannot be read: it is torn, or no checkpoint of torch",
+        ),
+        ("page.pth", b"\n<!DOCTYPE html><html>", "is a web page, and no checkpoint"),
+        ("page.safetensors", b"<html><head>", "is a web page, and no checkpoint"),
+        ("pointer.pth", b"version https://git-lfs.github.com/spec/v1\noid", "is a git-lfs pointer"),
+        ("picture.pth", b"\xff\xd8\xff\xe0\x00\x10JFIF", "is a picture"),
+        ("empty.pth", b"", "is empty"),
+        ("bytes.pth", bytes(range(256)), "is torn, or no checkpoint of torch"),
+        ("torn.pth", b"PK\x03\x04 and no more", r"\(PytorchStreamReader failed[^.]*\): it is torn"),
+        (
+            "text.safetensors",
+            b"hello, this is no checkpoint",
+            r"\(\S.*\): it is torn, or no safetensors file",
+        ),
+    ],
+)
+def test_files_that_are_no_checkpoints(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_checkpoint(tmp_path / name)
+    assert "Fetch it again" in str(error.value) and name in str(error.value)
+    assert not re.search("weights_only|code|Python", str(error.value))
+
+
 def test_heads_of_published_models() -> None:
-    from visrep.encoders.pretrained.official import HEADS, _heads
+    from visrep.encoders.pretrained.official_vit import HEADS, _heads
 
     assert _heads({}, 384) == 6 and _heads({}, 1024) == 16
     assert HEADS["MAE or MoCo v3", 384] == 12 and HEADS["MAE or MoCo v3", 1280] == 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,9 +22,11 @@ from visrep.encoders.pretrained import load_checkpoint
 from visrep.encoders.pretrained.checkpoint import read_checkpoint
 from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.hf_names import official_names
-from visrep.encoders.pretrained.official import recognise
+from visrep.encoders.pretrained.hf_wrapped import HfEncoder
+from visrep.encoders.pretrained.official_vit import recognise
 from visrep.encoders.resnet import ResidualNetwork
 from visrep.encoders.vit import VisionTransformer
+from visrep.method import Preprocessing
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = ("32x32", "48x40")
@@ -96,7 +99,9 @@ def test_before_and_after_the_last_norm_at_two_sizes(
 
 
 def test_dinov2_without_registers(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
-    path = saved(tmp_path, {"teacher": official(golden, "noreg")})
+    """As its trainings save it, with a chunk a block; the second number counts through."""
+    weights = prefixed("backbone.", named(official(golden, "noreg"), r"^blocks\.(\d+)\.", r"blocks.\1.\1."))
+    path = saved(tmp_path, {"teacher": weights | {"dino_head.mlp.0.weight": torch.zeros(3, 3)}})
     encoder = load_checkpoint(path, heads=4)
     assert isinstance(encoder, VisionTransformer) and encoder.config.position_offset == 0.1
     masks = torch.from_numpy(golden["noreg.masks"])
@@ -109,12 +114,13 @@ def test_dinov2_without_registers(golden: dict[str, np.ndarray], tmp_path: Path)
 
 def test_how_positions_are_resampled_can_be_said(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = saved(tmp_path, official(golden, "noreg"))
-    for options, offset, antialias in (
+    ways: tuple[tuple[dict[str, Any], float, bool], ...] = (
         ({}, 0.1, True),
         ({"antialias": False}, 0.1, False),
         ({"antialias": True}, 0.0, True),
         ({"position_offset": 0.0, "antialias": False}, 0.0, False),
-    ):
+    )
+    for options, offset, antialias in ways:
         config = load_checkpoint(path, heads=4, **options).config
         assert (config.position_offset, config.position_antialias) == (offset, antialias), options
     with pytest.raises(ValueError, match=r"0\.1 is resampled without antialiasing .*Give antialias=False"):
@@ -184,6 +190,51 @@ def test_stages_of_torchvisions_resnets(golden: dict[str, np.ndarray], depth: in
             expected = golden[f"resnet{depth}.layer{number}_{height}x{width}"]
             found = layer.patches.mT.unflatten(2, layer.grid)[:, ::16]
             assert error(found, expected) < 1e-4
+
+
+def test_dinov3s_convnext(golden: dict[str, np.ndarray], tmp_path: Path) -> None:
+    extra_or_skip("transformers")
+    weights = official(golden, "convnext")
+    encoder = load_checkpoint(saved(tmp_path, {"teacher": prefixed("backbone.", weights)}))
+    assert isinstance(encoder, HfEncoder) and encoder.preprocessing == Preprocessing(224)
+    for height, width in ((64, 64), (96, 64)):
+        images = np.random.default_rng(height).normal(size=(1, 3, height, width)).astype(np.float32)
+        tokens = encoder(torch.from_numpy(images), layers=(1, 2, 3))
+        assert error(joined(tokens), golden[f"convnext.tokens_{height}x{width}"]) < 1e-5
+        for number, layer in enumerate(tokens.layers, start=1):
+            expected = golden[f"convnext.layer{number}_{height}x{width}"]
+            assert error(layer.patches, expected) < 1e-5
+    for lacking, message in (
+        (
+            "stages.3.0.gamma",
+            r"fit the DINOv3ConvNextModel: \S+3\.layers\.0\.gamma should be \(16,\) and is absent",
+        ),
+        ("downsample_layers.2.1.bias", r"1 \+ 1 \+ 2 \+ 1 blocks of widths 4, 8, 0, 16: .*four stages"),
+    ):
+        rest = {name: x for name, x in weights.items() if name != lacking}
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(saved(tmp_path, rest))
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "patch", "size"),
+    [("I-JEPA", 28, 16, 448), ("DINO", 24, 16, 384), ("DINOv2", 37, 14, 224), ("DINOv2", 16, 14, 224)],
+)
+def test_images_have_the_size_of_the_position_table(
+    kind: str, side: int, patch: int, size: int, tmp_path: Path
+) -> None:
+    config = ViT(image=side * patch, patch=patch, width=64, depth=1, heads=1, cls=kind != "I-JEPA")
+    v2 = kind == "DINOv2"
+    ours = replace(config, mask_token=v2, layer_scale=float(v2)).build()
+    path = saved(tmp_path, published(ours))
+    assert load_checkpoint(path).preprocessing == Preprocessing(size)
+    mean, std = (0.43, 0.411, 0.296), (0.213, 0.156, 0.143)
+    said = load_checkpoint(path, size=4 * patch, mean=mean, std=std).preprocessing
+    assert said == Preprocessing(4 * patch, mean=mean, std=std)
+    with pytest.raises(
+        ValueError, match=rf"100 x 100 pixels does not divide into patches of {patch} x {patch}"
+    ):
+        load_checkpoint(path, size=100)
 
 
 # other libraries' networks under the official names, all layers at two sizes
@@ -329,14 +380,22 @@ def fused(weights: Weights, depth: int) -> Weights:
 # the whole way
 
 
+def published(encoder: VisionTransformer) -> Weights:
+    """Weights of ours by official names."""
+    weights, patch, width = dict(encoder.state_dict()), encoder.config.patch, encoder.config.width
+    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].unflatten(1, (3, patch, patch))
+    cls = torch.full((1, int(encoder.config.cls), width), 0.1)
+    weights["pos_embed"] = torch.cat([cls, weights.pop("position")], dim=1)
+    if encoder.config.mask_token:
+        weights["mask_token"] = weights["mask_token"][0]
+    return weights
+
+
 def tiny_file(folder: Path) -> Path:
     """A file like ``dinov2_vits14_pretrain.pth``, of 64 channels, so that the number of heads is known."""
     torch.manual_seed(0)
     encoder = ViT(image=28, patch=14, width=64, depth=2, heads=1, mask_token=True, layer_scale=1.0).build()
-    weights = dict(encoder.state_dict())
-    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].unflatten(1, (3, 14, 14))
-    weights["pos_embed"] = torch.cat([torch.zeros(1, 1, 64), weights.pop("position")], dim=1)
-    weights["mask_token"] = weights["mask_token"][0]
+    weights = published(encoder)
     assert recognise(weights) == "DINOv2"
     torch.save(weights, folder / "dinov2_tiny.pth")
     return folder / "dinov2_tiny.pth"

@@ -13,6 +13,7 @@ import torch
 import visrep
 from _extras import needs
 from visrep.encoders import save_encoder
+from visrep.encoders.pretrained import hub
 from visrep.encoders.pretrained.open_clip import OpenClipEncoder
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
 
@@ -72,14 +73,21 @@ def test_towers(name: str, kind: type, grid: int, depth: int, tmp_path: Path) ->
 def test_errors(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(ValueError, match="open_clip has no model 'nothing'"):
         visrep.load_encoder("open_clip:nothing")
+    monkeypatch.setattr(hub, "silent", lambda: "it does not answer")
     with pytest.raises(ValueError, match="Tags of ViT-B-32: openai"):
         visrep.load_encoder("open_clip:ViT-B-32@no_such_tag")
+    with pytest.raises(
+        ValueError, match=r"not say which weights.*ViT-B-32@TAG, @FILE, or @random.*: openai, "
+    ):
+        visrep.load_encoder("open_clip:ViT-B-32")
+    drawn = [visrep.load_encoder("open_clip:tiny-vit@random")(torch.ones(1, 3, 32, 32)).pool() for _ in "ab"]
+    assert not torch.equal(*drawn)
 
     def offline(name: str, **options: Any) -> None:
         raise error
 
     monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(ConnectionError, match="open_clip:tiny-vit@FILE"):
+    with pytest.raises(ConnectionError, match=r"\(it does not answer\).*open_clip:tiny-vit@FILE"):
         visrep.load_encoder("open_clip:tiny-vit@openai")
     for name, tag, said in (
         (

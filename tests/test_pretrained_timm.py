@@ -16,7 +16,7 @@ import visrep
 from _extras import joined, largest_error, needs, randomised
 from visrep import cli
 from visrep.encoders import save_encoder
-from visrep.encoders.pretrained import extras
+from visrep.encoders.pretrained import extras, hub
 from visrep.encoders.pretrained import timm as ours_of_timm
 from visrep.encoders.pretrained.timm import TimmModel, encoder_of
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
@@ -205,6 +205,8 @@ def test_embed_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no model 'resnet_18'. Similar: .*resnet18"):
         visrep.load_encoder("timm:resnet_18")
+    with pytest.raises(ValueError, match=r"no model 'nonsense_vit'\. See timm\.list_models"):
+        visrep.load_encoder("timm:nonsense_vit")
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(
         ValueError, match=r"other\.pth does not fit .*cls_token should be \(1, 1, 64\) and is absent"
@@ -217,6 +219,7 @@ def test_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise OSError("cannot find the requested files in the local cache")
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(hub, "silent", lambda: "")
     with pytest.raises(
         ConnectionError,
         match=r"fetch model\.safetensors from .*co/timm/test_vit\.r160_in1k/.*timm:test_vit@FILE",

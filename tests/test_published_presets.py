@@ -24,7 +24,7 @@ from visrep.evaluation.linear_dino import linear_dino_as_published, normal_linea
 from visrep.evaluation.linear_mae import linear_mae_as_published
 from visrep.evaluation.logreg import CS, logreg
 from visrep.evaluation.probe_training import Published, batches, best_epoch, numbers_of
-from visrep.evaluation.protocols import KNOWN_AS, ORDER, check_protocols, place, without_all
+from visrep.evaluation.protocols import KNOWN_AS, ORDER, check_protocols, full_names, place, without_all
 from visrep.evaluation.results import Inapplicable, score
 
 
@@ -292,12 +292,28 @@ def test_labels_that_were_not_trained_on_are_never_right() -> None:
 def test_names_of_papers_lead_to_protocols() -> None:
     for name, message in (
         ("dino", r"no protocol 'dino'\. Did you mean linear-dino or knn\? Use some of: knn"),
-        ("vjepa", "mean attentive-vjepa"),
-        ("efficient", "mean attentive-efficient"),
-        ("AIM", r"mean attentive-aim\?"),
+        ("DINOv2", r"mean linear-dinov2 or logreg or knn\?"),
+        ("mae", r"mean linear-mae or finetune-mae\?"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_protocols((name,))
+            check_protocols(full_names((name,)))
+    asked = (
+        "AIM",
+        "vjepa",
+        "efficient@paper",
+        "vjepa2@paper",
+        "k-nn:5",
+        "kmeans",
+        "ridge",
+        "attentive-aim",
+        "all",
+    )
+    assert full_names(asked) == (
+        "attentive-aim", "attentive-vjepa", "attentive-efficient@paper", "attentive-vjepa2@paper", "knn:5",
+        "clustering", "fewshot-ridge", "all",
+    )  # fmt: skip
+    check_protocols(full_names(asked[:-1]))
+    assert all(full_names((name,)) == (name,) for name in ORDER)
     assert all(meant in ORDER for names in KNOWN_AS.values() for meant in names)
     assert not set(KNOWN_AS) & set(ORDER)
     check_protocols(

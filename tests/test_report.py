@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from visrep.analysis.figures import Line, Mark, curves, intervals, spectrum_plot
-from visrep.analysis.pictures import clip_uri, heat, image_map, token_colours
+from visrep.analysis.pictures import clip_uri, data_uri, heat, image_map, token_colours
 from visrep.analysis.report import ORDER, report
 from visrep.encoders import ResNet, ViT, save_encoder
 from visrep.method import Encoder, Preprocessing
@@ -158,7 +158,8 @@ def test_a_labelled_run_has_every_section(tmp_path: Path, config: ViT | ResNet) 
     assert out == run / "report.html"
     page = Page(out)
     assert not page.outside
-    absent = {"White-box layers", "Beside its start"} | (set() if isinstance(config, ViT) else {"Attention"})
+    absent = {"White-box layers", "Beside its start", "Dense predictions"}
+    absent |= set() if isinstance(config, ViT) else {"Attention"}
     applicable = [title for title in ORDER if title not in absent]
     assert list(page.text)[1:] == ["-".join(title.lower().split()) for title in applicable]
     missing = {name for name, text in page.text.items() if "Not available" in text}
@@ -225,6 +226,16 @@ def test_larger_clips_are_webp() -> None:
     image = opened(body)
     assert head == "data:image/webp;base64" and image.info["loop"] == 0
     assert [frame.size for frame in ImageSequence.Iterator(image)] == [(64, 64)] * 3
+
+
+def test_plain_pictures_keep_their_colours() -> None:
+    classes = np.random.default_rng(0).integers(0, 256, (60, 3), dtype=np.uint8)[np.arange(112 * 80) % 60]
+    head, _, body = data_uri(classes.reshape(112, 80, 3)).partition(",")
+    assert head.startswith("data:image/png") and np.array_equal(
+        np.asarray(opened(body)), classes.reshape(112, 80, 3)
+    )
+    many = np.random.default_rng(0).integers(0, 256, (112, 80, 3), dtype=np.uint8)
+    assert data_uri(many).startswith("data:image/webp")
 
 
 def opened(base64_text: str) -> Image.Image:

@@ -131,9 +131,7 @@ def test_a_run_rolled_back_leaves_the_encoder_it_began_with(tmp_path: Path):
 def test_without_a_guard_nothing_is_compared(tmp_path: Path):
     folder = start(run(tmp_path, "off", rate=BROKEN, guard=Guard(act="off")), method="simclr")
     assert not lines(folder) and not (folder / "start.npz").exists()
-    plain = replace(
-        preset("simclr:tiny")[2], out=str(tmp_path / "random"), guard=Guard(act="stop", min_cka=1.0)
-    )
+    plain = replace(preset("simclr:tiny")[2], out=str(tmp_path / "random"), guard=Guard(act="off"))
     folder = start(plain, method="simclr")
     assert not lines(folder), "a run that begins with random weights has nothing to keep"
 
@@ -182,6 +180,11 @@ def test_too_few_images_to_tell(tmp_path: Path):
 # what is looked at
 
 
+def apart(settings: Run) -> np.ndarray:
+    source = open_source(settings.data)
+    return held_out(settings, np.arange(len(source)), source.groups)
+
+
 def test_the_guards_images_are_never_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: set[int] = set()
     indices = Loader.indices
@@ -194,12 +197,19 @@ def test_the_guards_images_are_never_trained_on(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Loader, "indices", spied)
     settings = run(tmp_path, "apart", rate=SANE, guard=Guard(), held_out=0.1)
     folder = start(settings, method="simclr")
-    held = set(held_out(settings, CanvasSet(open_source(settings.data), 32)).tolist())
+    held = set(apart(settings).tolist())
     assert len(held) == 13 and not held & seen and len(seen) >= 112
     with np.load(folder / "start.npz") as kept:
         assert kept["data_z"].shape == (13, knowing().width) and kept["data_right"].shape == (13,)
-    again = held_out(settings, CanvasSet(open_source(settings.data), 32))
+    again = apart(settings)
     assert set(again.tolist()) == held, "a resumed run holds the same ones out"
+
+
+def test_a_batch_that_the_guard_leaves_too_few_images_for(tmp_path: Path):
+    settings = replace(run(tmp_path, "few", rate=SANE, guard=Guard(), held_out=0.1), batch=128)
+    said = r"only 115 readable images in .* beside 13 that are held out for the guard \(guard\.held_out=0\.1\); lower"
+    with pytest.raises(ValueError, match=said):
+        start(settings, method="simclr")
 
 
 def test_without_labels_held_out_images_are_compared_too(tmp_path: Path):
@@ -214,7 +224,7 @@ def test_without_labels_held_out_images_are_compared_too(tmp_path: Path):
 def test_images_to_validate_on_are_the_guards_and_none_is_held_out(tmp_path: Path):
     settings = run(tmp_path, "val", rate=SANE, guard=Guard(), held_out=0.5)
     settings = replace(settings, val="playground:n=30,size=32,split=test")
-    assert not len(held_out(settings, CanvasSet(open_source(settings.data), 32)))
+    assert not len(apart(settings))
     folder = start(settings, method="simclr")
     with np.load(folder / "start.npz") as kept:
         assert kept["data_z"].shape == (30, knowing().width) and kept["data_right"].shape == (30,)
@@ -225,7 +235,7 @@ def test_videos_are_held_out_whole():
     source = open_source("playground:n=100,size=32")
     source.groups = np.repeat([7, 3, 5, 9, 1], 20)
     settings = replace(preset("simclr:tiny")[2], init="x", guard=Guard(held_out=0.25))
-    held = held_out(settings, CanvasSet(source, 32))
+    held = held_out(settings, np.arange(100), source.groups)
     assert len(held) == 20 and len(np.unique(source.groups[held])) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from visrep.method import At
-from visrep.schedules import Constant, Cosine, Ramp, Schedule, Step, Warmup
+from visrep.schedules import Constant, Cosine, Line, Ramp, Schedule, Step, Warmup
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "optim.npz")
 
@@ -36,6 +36,10 @@ def test_ramp_is_a_line_then_flat():
     assert schedule(at(0)) == 0.04
     assert schedule(at(7)) == pytest.approx(0.055)
     assert schedule(at(14)) == schedule(at(34)) == pytest.approx(0.07)
+
+
+def test_a_line_spans_the_run():
+    assert [Line(0.99, 1.0)(at(step)) for step in (0, 7, 35)] == pytest.approx([0.99, 0.992, 1.0])
 
 
 def test_ramp_of_no_epochs_is_its_end():

@@ -149,3 +149,29 @@ def test_bad_settings_say_what_to_change() -> None:
     with pytest.raises(ValueError, match="mask_token=True"):
         cfg = replace(TINY, encoder=replace(TINY.encoder, mask_token=False))
         CASE.fresh(cfg=cfg).loss(views(CASE), moment())
+
+
+def test_pixels_told_by_their_surroundings_are_the_official_ones() -> None:
+    gold = arrays("simmim.npz")
+    mean, deviation = simmim.surroundings(gold["window.images"], 5)
+    close((gold["window.images"] - mean) / deviation, gold["window.targets"])
+    with pytest.raises(ValueError, match="window=4 has no middle"):
+        simmim.SimMIM(replace(TINY, window=4))
+
+
+def test_pictures_and_loss_of_pixels_told_by_their_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A perfect prediction of the targets costs nothing and paints the image."""
+    method, batch = simmim.SimMIM(replace(TINY, window=7)), views(CASE)
+    images = batch.crops[0][0]
+    mean, deviation = simmim.surroundings(images, 7)
+    perfect = patchify((images - mean) / deviation, TINY.encoder.patch)
+    mask = torch.ones(perfect.shape[:2], dtype=torch.bool)
+    monkeypatch.setattr(method, "_predict", lambda images, at: (mask, perfect))
+    assert method.loss(batch, moment()).terms["simmim"] == 0
+    (row,) = method.pictures(batch, moment()).values()
+    rows = displayed(
+        repainted(images, patchify(images, TINY.encoder.patch), mask, 4),
+        TINY.views.view.mean,
+        TINY.views.view.std,
+    )
+    torch.testing.assert_close(row, rows)

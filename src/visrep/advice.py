@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from visrep.config import Run
 from visrep.data.playgrounds import playground_settings
 from visrep.method import At
-from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
+from visrep.schedules import Constant, Cosine, Line, Ramp, Step, Warmup
 
 FEW_STEPS = 100
 """steps in which hardly any method learns"""
@@ -55,11 +57,16 @@ def _queue(size: object, images: int, batch: int) -> str:
 
 
 def _teacher(decay: object, first: At) -> str:
-    if not isinstance(decay, Constant | Cosine | Ramp | Step | Warmup):
+    if not isinstance(decay, Constant | Cosine | Line | Ramp | Step | Warmup):
         return ""
     moved = 1 - decay(first)
     if moved * first.total >= MEMORY:
-        return ""
+        if decay(replace(first, step=first.total * 3 // 4)) < 1:
+            return ""
+        return (
+            "The teacher stands still long before the run ends: method.teacher_decay reaches 1 after fewer epochs than "
+            "it has. Let it end where the run does, as a Line or Cosine from start to end does for any length."
+        )
     lasting = f"about {1 / moved:,.0f}" if moved > 0 else "all"
     return (
         f"The teacher averages {lasting} steps and the run has {first.total:,}: it would hardly leave its start. "

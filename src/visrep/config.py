@@ -7,7 +7,9 @@ import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import tyro
 
 from visrep.schedules import Constant, Cosine, Schedule, Warmup
 
@@ -44,8 +46,9 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapt:
-    """How a run that begins with an encoder's weights (``init``) treats them; without effect on other runs.
+    """How a run that begins with an encoder's weights (``init``) treats them; other runs refuse what is changed here.
 
+    What is filled in at the start is the weights' to say: there is no flag for it, and a run given it is refused.
     Raises ValueError for values that cannot be.
     """
 
@@ -62,11 +65,11 @@ class Adapt:
     lora_rank: int = 0
     """train only low-rank additions to the linear layers (arXiv:2106.09685), of this rank, at the full learning rate;
     they are added up in the saved encoder. 0 for none"""
-    fresh: tuple[str, ...] = ()
+    fresh: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """filled in at the start: tokens that the method needs and the weights lack, which learn like heads"""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    interpolation: Annotated[Literal["bilinear", "bicubic"], tyro.conf.Suppress] = "bicubic"
     """filled in at the start: how the weights expect images to be resized, where they are judged and used"""
-    squash: bool = False
+    squash: Annotated[bool, tyro.conf.Suppress] = False
     """filled in at the start: whether the weights expect images squashed whole, see `Preprocessing`"""
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class Adapt:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """What happens when a run that begins with weights unlearns them; without effect on other runs.
+    """What happens when a run that begins with weights unlearns them; other runs refuse what is changed here.
 
     Raises ValueError for thresholds or a share that cannot be.
     """

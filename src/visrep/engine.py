@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from visrep.advice import advise
 from visrep.config import Run
 from visrep.continuing.adapting import adapt
+from visrep.continuing.checks import check_options
 from visrep.continuing.init import begin, take_encoder
 from visrep.continuing.lora import merge, merged
 from visrep.continuing.retention import Retention, held_out
@@ -234,6 +235,7 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
     Raises ValueError for settings or data that cannot work, NotFinite when the loss becomes so.
     """
     check_views(run.method)
+    check_options(run)
     run, encoder = begin(run) if run.init else (run, None)
     fabric = build_fabric(run)
     fabric.launch()
@@ -293,7 +295,7 @@ def train(
     Ctrl-C and SIGTERM save a checkpoint at the end of the step and raise KeyboardInterrupt.
     """
     canvases = open_canvases(run, source, folder, progress=fabric.is_global_zero)
-    unseen = held_out(run, canvases)
+    unseen = held_out(run, canvases.usable, canvases.source.groups)
     loader = Loader(
         canvases,
         batch=run.batch,
@@ -302,6 +304,7 @@ def train(
         world=fabric.world_size,
         workers=run.workers,
         images=np.setdiff1d(canvases.usable, unseen),
+        others=f"held out for the guard (guard.held_out={run.guard.held_out:g})" if len(unseen) else "",
     )
     total = max(1, round(run.epochs * loader.steps_per_epoch))
 

@@ -16,10 +16,10 @@ from visrep.distributed import mean_over_ranks
 from visrep.method import At, Losses
 from visrep.monitor import NotFinite
 from visrep.rundir import RunFolder
-from visrep.schedules import Constant, Cosine, Ramp, Stages, Step, Warmup
+from visrep.schedules import Constant, Cosine, Line, Ramp, Stages, Step, Warmup
 
 T = TypeVar("T")
-KINDS_OF_SCHEDULE = (Constant, Cosine, Ramp, Stages, Step, Warmup)
+KINDS_OF_SCHEDULE = (Constant, Cosine, Line, Ramp, Stages, Step, Warmup)
 
 
 class TrainingLog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,17 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def described(device: torch.device) -> dict[str, str | int]:
+    """What a time depends on: ``device``, cores and those in use, architecture, version of torch."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "arch": platform.machine(),
+        "torch": torch.__version__,
+    }
 
 
 @cache

@@ -47,6 +47,17 @@ class Ramp:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A straight line from ``start`` at the first step towards ``end``, which it would reach at step ``total``."""
+
+    start: float
+    end: float
+
+    def __call__(self, at: At) -> float:
+        return self.start + (self.end - self.start) * at.progress
+
+
+@dataclass(frozen=True)
 class Step:
     """``values[i]`` from epoch ``at_epochs[i - 1]`` on; one more value than milestones."""
 
@@ -73,7 +84,7 @@ class Warmup:
     """
 
     epochs: float
-    then: Constant | Cosine | Ramp | Step
+    then: Constant | Cosine | Ramp | Line | Step
     start: float = 0.0
 
     def __call__(self, at: At) -> float:
@@ -89,7 +100,7 @@ class Stages:
     """``then`` from its start to its end in each of ``n`` stages, see `stage`."""
 
     n: int
-    then: Constant | Cosine | Ramp | Step | Warmup
+    then: Constant | Cosine | Ramp | Line | Step | Warmup
 
     def __call__(self, at: At) -> float:
         return self.then(stage(at, self.n))
@@ -111,4 +122,4 @@ def stage(at: At, n: int) -> At:
     return replace(at, step=at.step - starts[i], total=end - starts[i])
 
 
-Schedule = Constant | Cosine | Ramp | Step | Warmup | Stages
+Schedule = Constant | Cosine | Ramp | Line | Step | Warmup | Stages

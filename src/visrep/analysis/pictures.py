@@ -10,12 +10,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+PLAIN = 64
+"""colours up to which a picture is plain, such as one of classes"""
+
 
 def data_uri(image: UInt8[np.ndarray, "h w c"]) -> str:
-    """An RGB or RGBA image inside a URI: PNG when it is so small that artefacts would show, else WebP."""
+    """An RGB or RGBA image inside a URI: PNG when it is so small or so plain that artefacts would show, else WebP."""
     out = io.BytesIO()
     picture = Image.fromarray(image)
-    if max(image.shape[:2]) <= 48:
+    if max(image.shape[:2]) <= 48 or picture.getcolors(PLAIN):
         picture.save(out, "PNG", optimize=True)
         kind = "png"
     else:

@@ -11,7 +11,9 @@ from visrep.analysis import report_training as training
 from visrep.analysis.gallery import Gallery, Inapplicable, Missing, build_gallery
 from visrep.analysis.page import Section, document, note
 from visrep.analysis.record import RunRecord, read_run
+from visrep.analysis.report_dense import READING, dense_predictions
 from visrep.analysis.report_diagnostics import diagnostics
+from visrep.analysis.report_fingerprint import COMPARABLE, how_it_was_judged
 from visrep.analysis.report_probes import probes
 from visrep.analysis.report_retention import retention
 from visrep.analysis.report_whitebox import whitebox_section
@@ -25,6 +27,8 @@ FROM_RECORD: tuple[tuple[str, str, Callable[[RunRecord], str]], ...] = (
         "trained encoder's interval lies above both the same network untrained and raw pixels (green row).",
         probes,
     ),
+    ("Dense predictions", READING, dense_predictions),
+    ("How it was judged", COMPARABLE, how_it_was_judged),
     (
         "Loss and schedules",
         "The loss should fall, steeply at first; a level line from the start means nothing is learned, a "
@@ -103,9 +107,9 @@ FROM_IMAGES: tuple[tuple[str, str, Callable[[Gallery], str]], ...] = (
     ),
 )
 ORDER = (
-    "Probes", "Loss and schedules", "Health while training", "Beside its start", "Without labels", "Map",
-    "Nearest neighbours", "Attention", "White-box layers", "Patch tokens", "Pictures by the method", "Sample views",
-    "Spectrum", "Configuration",
+    "Probes", "Dense predictions", "Loss and schedules", "Health while training", "Beside its start",
+    "Without labels", "Map", "Nearest neighbours", "Attention", "White-box layers", "Patch tokens",
+    "Pictures by the method", "Sample views", "Spectrum", "How it was judged", "Configuration",
 )  # fmt: skip
 
 

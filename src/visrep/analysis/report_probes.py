@@ -8,7 +8,7 @@ from typing import Any
 
 from visrep.analysis.figures import Mark, intervals
 from visrep.analysis.gallery import Missing
-from visrep.analysis.page import figure, folded, note, table
+from visrep.analysis.page import card, figure, folded, note, table
 from visrep.analysis.record import RunRecord
 from visrep.analysis.report_layers import layer_curves
 from visrep.analysis.report_names import protocol
@@ -24,6 +24,11 @@ def probes(record: RunRecord) -> str:
     evaluation = record.evaluation
     if not evaluation or not evaluation["results"]:
         raise Missing(f"Not judged yet. Run: visrep evaluate {record.path} --data LABELLED_IMAGES")
+    return judged(evaluation)
+
+
+def judged(evaluation: Mapping[str, Any]) -> str:
+    """The same of an evaluation that is there, as evaluation.json holds it."""
     results = evaluation["results"]
     marks = [
         Mark(protocol(row), WHO[who], row["value"], row["ci_low"], row["ci_high"])
@@ -86,6 +91,27 @@ def judgement(results: Sequence[Result]) -> tuple[list[str], list[str]]:
             wins = clearly_better(rows["trained"], baselines)
             (better if wins else others).append(protocol(rows["trained"]))
     return better, others
+
+
+def cards(results: Sequence[Result]) -> list[str]:
+    """The headline number of each protocol."""
+    made = []
+    for rows in headlines(results):
+        trained, baselines = rows["trained"], [rows[who] for who in ("untrained", "pixels") if who in rows]
+        remark = ", ".join(f"{WHO[row['encoder']]} {row['value']:.1f}" for row in baselines)
+        interval = f"95 % interval {trained['ci_low']:.1f} to {trained['ci_high']:.1f}"
+        kind = "" if not baselines else "good" if clearly_better(trained, baselines) else "bad"
+        label, said = f"{protocol(trained)}, held-out images", "; ".join(filter(None, (interval, remark)))
+        made.append(card(label, f"{trained['value']:.1f} %", said, kind=kind))
+    return made
+
+
+def in_words(better: Sequence[str], others: Sequence[str]) -> str:
+    """A `judgement` as a sentence; "" without baselines."""
+    said = [f"clearly better than untrained and raw pixels in {' and '.join(better)}"] if better else []
+    said += [f"not clearly better than untrained or raw pixels in {' and '.join(others)}"] if others else []
+    whole = "; ".join(said)
+    return f"{whole[:1].upper()}{whole[1:]}." if whole else ""
 
 
 def clearly_better(trained: Result, baselines: Sequence[Result]) -> bool:

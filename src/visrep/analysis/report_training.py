@@ -12,7 +12,7 @@ from visrep.analysis.figures import Line, curves
 from visrep.analysis.gallery import Missing
 from visrep.analysis.page import card, figure, folded, grid, note, table
 from visrep.analysis.record import RunRecord
-from visrep.analysis.report_probes import WHO, clearly_better, headlines, judgement, protocol
+from visrep.analysis.report_probes import cards, in_words, judgement
 
 GUIDE = {
     "knn": "kNN accuracy: % of images whose nearest neighbours vote for the right label.",
@@ -55,9 +55,6 @@ def _verdict(record: RunRecord) -> str:
     checkup = examine(record)
     verdict = checkup.verdict
     better, others = judgement(record.evaluation.get("results", []))
-    said = [f"clearly better than untrained and raw pixels in {' and '.join(better)}"] if better else []
-    said += [f"not clearly better than untrained or raw pixels in {' and '.join(others)}"] if others else []
-    judged = "; ".join(said)
     unproven = verdict.state == "healthy" and bool(others) and not better
     title = "Healthy, but not better than its baselines yet" if unproven else verdict.state.capitalize()
     kind = "early" if unproven else {"healthy": "healthy", "too early": "early"}.get(verdict.state, "sick")
@@ -66,46 +63,36 @@ def _verdict(record: RunRecord) -> str:
         "Likely cause": verdict.cause,
         "What to change": verdict.change,
         "Also": "; ".join(f"{other.state}: {other.evidence}" for other in checkup.findings[1:]),
-        "Judged": f"{judged[:1].upper()}{judged[1:]}." if judged else "",
+        "Judged": in_words(better, others),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
     return f'<div class="verdict {kind}"><b>{escape(title)}</b><dl>{rows}</dl></div>'
 
 
 def _cards(record: RunRecord) -> list[str]:
-    cards = []
-    for rows in headlines(record.evaluation.get("results", [])):
-        trained, baselines = rows["trained"], [rows[who] for who in ("untrained", "pixels") if who in rows]
-        beaten = clearly_better(trained, baselines)
-        remark = ", ".join(f"{WHO[row['encoder']]} {row['value']:.1f}" for row in baselines)
-        interval = f"95 % interval {trained['ci_low']:.1f} to {trained['ci_high']:.1f}"
-        kind = "" if not baselines else "good" if beaten else "bad"
-        label = f"{protocol(trained)}, held-out images"
-        cards.append(
-            card(label, f"{trained['value']:.1f} %", "; ".join(filter(None, (interval, remark))), kind=kind)
-        )
-    if record.epochs and not cards:
+    made = cards(record.evaluation.get("results", []))
+    if record.epochs and not made:
         last = record.epochs[-1]["monitors"]
         if "knn" in last:
-            cards.append(card("kNN while training", f"{last['knn']:.1f} %", "no evaluation yet"))
+            made.append(card("kNN while training", f"{last['knn']:.1f} %", "no evaluation yet"))
     if record.epochs:
         last = record.epochs[-1]["monitors"]
-        cards.append(
+        made.append(
             card("RankMe", f"{last['rankme']:.0f}", f"of {min(last['width'], last['images'])} directions")
         )
     if record.steps:
         last, run = record.steps[-1], record.about["run"]
-        cards.append(
+        made.append(
             card(
                 "Trained for", f"{last['epoch']:.4g} epochs", f"{last['step']} steps of {run['batch']} images"
             )
         )
-        cards.append(
+        made.append(
             card(
                 "Speed", f"{last['images_per_second']:,.0f}", f"images/s, {_duration(last['seconds'])} in all"
             )
         )
-    return cards
+    return made
 
 
 def _duration(seconds: float) -> str:
@@ -180,9 +167,9 @@ def configuration(record: RunRecord) -> str:
     parts = [f"<h3>Command</h3><pre>{escape(about['command'] or 'called from Python')}</pre>"]
     if about["overrides"]:
         parts.append(note(f"Changed from the preset: {', '.join(map(str, about['overrides']))}"))
-    rows = list(_flat(about["run"]))
+    rows = list(flat(about["run"]))
     parts.append(folded(f"All {len(rows)} settings", table((), rows)))
-    where = [*_flat(about["versions"]), *_flat(about["hardware"])]
+    where = [*flat(about["versions"]), *flat(about["hardware"])]
     parts.append(f"<h3>Versions and hardware</h3>{table((), where)}")
     if record.unreadable:
         shown = table(("image", "reason"), record.unreadable[:200])
@@ -192,7 +179,7 @@ def configuration(record: RunRecord) -> str:
     return f'<div class="facts">{"".join(parts)}</div>'
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as dotted names; a value's type stands beside its name."""
     rows = []
     for name, value in values.items():
@@ -201,7 +188,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         path = f"{prefix}{name}"
         if isinstance(value, dict):
             kind = str(value.get("type", "")).rpartition(":")[2]
-            rows.extend([*([(path, kind)] if kind else []), *_flat(value, f"{path}.")])
+            rows.extend([*([(path, kind)] if kind else []), *flat(value, f"{path}.")])
         else:
             rows.append((path, str(value) if value not in ("", [], None) else "-"))
     return rows

@@ -33,6 +33,7 @@ def evaluate(
     out: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
+    command: str | None = None,
 ) -> Evaluation:
     """Judge the encoder of a run on labelled images; writes evaluation.json into the run folder, or the file ``out``.
 
@@ -43,35 +44,42 @@ def evaluate(
 
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
     ``limit`` and ``test_limit`` keep the first images of every class, in proportion. Dense protocols (segmentation,
-    hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`);
-    ``read_out="pyramid"`` gives their probes maps of several resolutions (see `Pyramid`).
+    hummingbird, depth, ...) want images with masks and see them as squares of ``size`` pixels (see `open_dense`); what
+    they say of a few images is drawn into the folder ``evaluation-pictures`` beside the file;
+    ``read_out="pyramid"`` gives their probes maps of several resolutions (see `Pyramid`). ``command`` is the
+    line that was typed, if any: the file holds it, with ``run`` as it is given, the machine and the seconds that
+    everything took.
     """
     from visrep.encoders.pretrained.resolve import is_public
     from visrep.evaluation.dense.opening import open_for
     from visrep.evaluation.evaluate import evaluate
     from visrep.evaluation.feature_cache import features_folder
-    from visrep.evaluation.sheet import save_sheet
-    from visrep.machine import default_device, keep_freed_memory
+    from visrep.evaluation.sheet import made_by, save_sheet
+    from visrep.evaluation.timing import CLOCK
+    from visrep.machine import default_device, described, keep_freed_memory
 
     keep_freed_memory()
     train, held_out = open_for(protocols, data, test)
-    result = evaluate(
-        load_encoder(run),
-        train,
-        held_out,
-        protocols=protocols,
-        layers=layers,
-        poolings=poolings,
-        baselines=baselines,
-        limit=limit,
-        test_limit=test_limit,
-        size=size,
-        read_out=read_out,
-        keep=features_folder(run) if keep else None,
-        device=default_device(),
-        seed=seed,
-        progress=progress,
-    )
+    device = default_device()
+    with CLOCK.measuring() as seconds:
+        result = evaluate(
+            load_encoder(run),
+            train,
+            held_out,
+            protocols=protocols,
+            layers=layers,
+            poolings=poolings,
+            baselines=baselines,
+            limit=limit,
+            test_limit=test_limit,
+            size=size,
+            read_out=read_out,
+            keep=features_folder(run) if keep else None,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+    result = replace(result, made=[made_by(result, str(run), command, described(device), seconds)])
     path = Path(out) if out is not None else None if is_public(run) else Path(run) / "evaluation.json"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +148,7 @@ def compare(
     budget: str = "",
     preset: str = "small32",
     encoder: str = "",
+    init: str = "",
     out: str | Path = "runs/compare",
     seed: int = 0,
     protocols: tuple[str, ...] = ("knn", "linear"),
@@ -159,16 +168,16 @@ def compare(
     compared where images and version of the protocol are those of the others, and notes say which are not. ``budget``
     is a time for each (``30m``) or images seen by each (``500k``), by default what the most demanding preset asks for.
     Judged on ``labelled``, else ``data``, as in `evaluate`; without labels, or with ``labels=False``, the order is by
-    ``select`` (rankme, lidar, alpha-req, clid, ...; default rankme), which says little. ``encoder`` and
-    ``overrides`` are common to all methods that are trained; ``limit`` is how many images they and the probes are
-    trained on. Features are kept with ``keep``, as in `evaluate`.
+    ``select`` (rankme, lidar, alpha-req, clid, ...; default rankme), which says little. ``encoder``, or
+    the weights ``init`` to begin with, and ``overrides`` are common to all methods that are trained; ``limit`` is how
+    many images they and the probes are trained on. Features are kept with ``keep``, as in `evaluate`.
     """
     from visrep.comparison.candidates import Common
     from visrep.comparison.compare import compare
 
     return compare(
         entries,
-        Common(data, preset, encoder, seed, limit, overrides or {}),
+        Common(data, preset, encoder, init, seed, limit, overrides or {}),
         labelled=labelled,
         budget=budget,
         out=Path(out),

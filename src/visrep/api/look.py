@@ -19,10 +19,42 @@ if TYPE_CHECKING:
 
 
 def report(run: str | Path) -> Path:
-    """Write the run's report.html, one self-contained file; returns its path."""
-    from visrep.analysis.report import report
+    """Write report.html into a run folder, or the page of a sheet beside it: one self-contained file; returns its path.
 
-    return report(Path(run))
+    ``run`` may be the .json file that `evaluate` wrote, of any encoder: its page has the results, without training.
+    Raises ValueError for what is neither, with what to do.
+    """
+    from visrep.analysis.report import report
+    from visrep.analysis.report_sheet import report_sheet
+    from visrep.comparison.sheets import read_sheet
+    from visrep.encoders.pretrained.resolve import is_public
+
+    path = Path(run)
+    if path.suffix == ".json":
+        _check_judged(path)
+        return report_sheet(read_sheet(path), path)
+    if is_public(run):
+        raise ValueError(
+            f"{run} is no run folder and no sheet of results. If it is an encoder, judge it first: visrep evaluate "
+            f"{run} --data FOLDER --out sheet.json; then: visrep report sheet.json."
+        )
+    return report(path)
+
+
+def _check_judged(sheet: Path) -> None:
+    """Raises ValueError where results are asked for that are not there yet."""
+    if sheet.exists():
+        return
+    run = sheet.parent
+    if (run / "run.json").is_file():
+        raise ValueError(
+            f"there is no {sheet}: the run was not judged. Judge it: visrep evaluate {run} --data FOLDER; or see how "
+            f"its training went: visrep report {run}."
+        )
+    raise ValueError(
+        f"there is no file {sheet}. Give a run folder, or the file that `visrep evaluate ENCODER --data FOLDER --out "
+        "FILE.json` wrote."
+    )
 
 
 def diagnose(

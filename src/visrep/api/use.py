@@ -53,6 +53,7 @@ def export(
     out: str | Path,
     *,
     heads: bool = False,
+    licence: str = "",
     quantize: Kind = "",
     data: str | Path | Source | None = None,
     limit: int = 0,
@@ -62,9 +63,20 @@ def export(
 
     ``run`` is whatever `load_encoder` knows but an ONNX file. The folder is loaded back by that tool and compared with
     the encoder before it is kept; its README.md is a model card. ``heads`` adds the method's other weights;
+    ``licence`` is an SPDX identifier for the card (MIT, Apache-2.0, ...), which public weights bring where it is known.
     ``quantize`` (int8, int8-dynamic) adds an ONNX file in 8 bits, calibrated on ``data`` and judged on ``limit`` images
     a side of it.
     """
     from visrep.exports.export import export
 
-    return export(run, to, out, heads=heads, quantize=quantize, data=data, limit=limit, progress=progress)
+    return export(
+        run,
+        to,
+        out,
+        heads=heads,
+        licence=licence,
+        quantize=quantize,
+        data=data,
+        limit=limit,
+        progress=progress,
+    )

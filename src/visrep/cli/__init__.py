@@ -19,7 +19,7 @@ visrep: learn, judge and use visual representations
   visrep compare WHAT WHAT ... --data FOLDER                which is best? runs, or methods under one --budget
   visrep embed RUN --data FOLDER --out FILE                 one vector an image: .parquet, .npz or .csv
   visrep export RUN --to TOOL --out FOLDER                  for timm, hf (transformers), onnx, torch-export, ...
-  visrep report RUN                                         one HTML file with everything about a run
+  visrep report RUN                                         one HTML file with everything about a run, or a sheet
   visrep doctor RUN                                         is it healthy? if not: what it is, and what to change
   visrep diagnose RUN --data FOLDER                         measured without labels, layer by layer
   visrep similarity RUN [RUN ...] --data FOLDER             how alike are layers and encoders? heat maps

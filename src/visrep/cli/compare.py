@@ -21,6 +21,7 @@ def compare(
     labelled: str = "",
     protocols: tuple[str, ...] = ("knn", "linear"),
     encoder: str = "",
+    init: Annotated[str, tyro.conf.arg(metavar="NAME")] = "",
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = (),
     limit: int | None = None,
     labels: bool = True,
@@ -45,6 +46,7 @@ def compare(
         protocols: those of visrep evaluate, such as knn, linear, attentive, fewlabels, finetune, or all; see
             docs/protocols.md
         encoder: one for all methods, by name
+        init: weights that all methods begin with: a run, a checkpoint file, timm:NAME, ...; see docs/continue.md
         settings: changed for all methods, such as batch=128 optim.clip=3
         limit: train encoders and probes on only so many images; default: what presets say, and all for probes
         labels: use the labels of data; --no-labels ranks by --select, which says little
@@ -63,6 +65,7 @@ def compare(
         budget=budget,
         preset=preset,
         encoder=encoder,
+        init=init,
         out=out,
         seed=seed,
         protocols=protocols,

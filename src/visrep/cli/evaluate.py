@@ -47,10 +47,12 @@ def evaluate(
         size: side in pixels of the squares that dense protocols see; default: twice that of the encoder
         read_out: what the probes of dense protocols read: the patches of a layer, or maps of several resolutions
         keep: keep features in the run folder, so that another call needs no pass over the images
-        out: file for the results; default: evaluation.json in the run folder, and none for a public encoder
+        out: .json file for the results, for visrep report and compare; default: evaluation.json in the run folder, and
+            none for a public encoder
         seed: of splits, bootstrap and the untrained encoder
     """
     from visrep import api
+    from visrep.cli.typed import typed
     from visrep.evaluation.table import print_table
 
     result = api.evaluate(
@@ -69,6 +71,7 @@ def evaluate(
         out=out or None,
         seed=seed,
         progress=True,
+        command=typed("evaluate"),
     )
     print_table(result)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich import box
@@ -16,6 +16,7 @@ def export(
     to: Literal["safetensors", "timm", "hf", "onnx", "torch-export", "torchscript"],
     out: Path,
     heads: bool = False,
+    licence: Annotated[str, tyro.conf.arg(metavar="ID")] = "",
     quantize: Literal["", "int8", "int8-dynamic"] = "",
     data: str = "",
     limit: int = 0,
@@ -27,6 +28,7 @@ def export(
         to: the tool; see docs/export.md
         out: a new folder
         heads: also write the method's other weights, from the run's checkpoint
+        licence: SPDX identifier for the model card, such as MIT; default: that of public weights, where known
         quantize: also write an ONNX file in 8 bits: int8 is calibrated on data, int8-dynamic needs none
         data: images to calibrate on and, with labels, to measure the loss in kNN accuracy on
         limit: judge on only so many images of each side of data, 0 for all
@@ -35,7 +37,15 @@ def export(
     from visrep.exports.card import cost_in_words
 
     result = api.export(
-        run, to, out, heads=heads, quantize=quantize, data=data or None, limit=limit, progress=True
+        run,
+        to,
+        out,
+        heads=heads,
+        licence=licence,
+        quantize=quantize,
+        data=data or None,
+        limit=limit,
+        progress=True,
     )
     table = Table(
         title=f"Features in {result.tool}, beside the encoder's", title_justify="left", box=box.SIMPLE_HEAD

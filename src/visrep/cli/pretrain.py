@@ -12,6 +12,7 @@ from rich.console import Console
 def pretrain(arguments: list[str]) -> None:
     """``visrep pretrain``: the flags after the method are the leaf fields of its `Run`."""
     from visrep.api.train import check_one_encoder, with_encoder
+    from visrep.continuing.checks import as_asked
     from visrep.engine import resume, start
     from visrep.methods import preset
 
@@ -24,7 +25,7 @@ def pretrain(arguments: list[str]) -> None:
         about = RunFolder(arguments[1]).about()
         method, name = about["method"], about["preset"]
         preset(method)
-        run = replace(RunFolder(arguments[1]).run(), out="")
+        run = replace(as_asked(RunFolder(arguments[1]).run()), out="")
         flags = arguments[2:]
     elif not arguments or arguments[0].startswith("-"):
         raise ValueError(

@@ -15,6 +15,8 @@ from visrep.api import override, with_encoder
 from visrep.api.train import check_one_encoder
 from visrep.comparison.sheets import read_sheet
 from visrep.config import Run
+from visrep.continuing.checks import check_options
+from visrep.continuing.init import begin
 from visrep.encoders.pretrained.resolve import is_public
 from visrep.encoders.saved import WEIGHTS
 from visrep.evaluation.evaluate import Evaluation
@@ -22,7 +24,7 @@ from visrep.methods import load_method, method_class, method_files, preset
 from visrep.rundir import RunFolder
 
 SET_ELSEWHERE = {
-    "data": "--data", "out": "--out", "seed": "--seed", "limit": "--limit", "epochs": "--budget",
+    "data": "--data", "out": "--out", "init": "--init", "seed": "--seed", "limit": "--limit", "epochs": "--budget",
 }  # fmt: skip
 """fields of a run that have an option of their own"""
 
@@ -34,6 +36,7 @@ class Common:
     data: str = ""
     preset: str = "small32"
     encoder: str = ""
+    init: str = ""
     seed: int = 0
     limit: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -172,6 +175,9 @@ def _configured(run: Run, common: Common) -> tuple[Run, tuple[str, ...]]:
     run = replace(run, data=common.data or run.data, seed=common.seed)
     run = replace(run, limit=run.limit if common.limit is None else common.limit)
     changed = []
+    if common.init:
+        run = replace(run, init=common.init)
+        changed.append(f"init={common.init}")
     if common.encoder:
         run = with_encoder(run, common.encoder)
         changed.append(f"encoder={common.encoder}")
@@ -185,9 +191,22 @@ def _configured(run: Run, common: Common) -> tuple[Run, tuple[str, ...]]:
         run = override(run, path, value)
         changed.append(f"{path}={value}")
     check_one_encoder(common.encoder, run.init)
+    check_options(run)
     if run.devices != 1:
         raise ValueError(f"devices={run.devices}: methods are compared on one device. Leave it at 1.")
     return run, tuple(changed)
+
+
+def check_init(candidate: Candidate) -> None:
+    """Before hours of training: can this method train the weights that it is to begin with? Raises ValueError if not.
+
+    What has begun needs its source no longer.
+    """
+    if candidate.run and candidate.run.init and not (candidate.folder / "checkpoint.pt").exists():
+        try:
+            begin(candidate.run)
+        except ValueError as error:
+            raise ValueError(f"{candidate.name}: {error}") from error
 
 
 def _check_kind(path: str, old: Any, new: Any) -> None:

@@ -13,9 +13,9 @@ from visrep.analysis.measures.registry import selector
 from visrep.analysis.record import read_run
 from visrep.analysis.report_compare import report_comparison
 from visrep.comparison.budget import Budget
-from visrep.comparison.candidates import Candidate, Common, gather_candidates
+from visrep.comparison.candidates import Candidate, Common, check_init, gather_candidates
 from visrep.comparison.plans import common_budget, plan
-from visrep.comparison.sheets import comparable
+from visrep.comparison.sheets import comparable, other_grids
 from visrep.comparison.worth import measured_worth
 from visrep.config import save_json
 from visrep.data import Source, open_source
@@ -27,7 +27,7 @@ from visrep.evaluation.effort import Effort, duration, effort
 from visrep.evaluation.evaluate import Evaluation, by_kind
 from visrep.evaluation.feature_cache import features_folder
 from visrep.evaluation.labels import check_classes, labels_of
-from visrep.evaluation.protocols import check_protocols, without_all
+from visrep.evaluation.protocols import check_protocols, full_names, least_images, without_all
 from visrep.evaluation.sheet import save_sheet
 from visrep.evaluation.standings import Comparison
 from visrep.machine import default_device
@@ -48,6 +48,7 @@ def compare(
     progress: bool = False,
 ) -> Comparison:
     """See `visrep.api.compare`. All that can be checked is checked before the first training begins."""
+    protocols = full_names(protocols)
     check_protocols(without_all(protocols)[0])
     chosen = selector(select or "rankme")
     everyone = gather_candidates(entries, common, out)
@@ -65,10 +66,12 @@ def compare(
     if labels and select:
         raise ValueError(f"--select {select} chooses without labels, and there are labels: add --no-labels.")
     if labels and not by_masks:
-        _check_labels(candidates, judged, train, test)
+        _check_labels(candidates, judged, train, test, least_images(by_kind(protocols, train)[0]))
     encoders = {
         candidate.name: load_encoder(candidate.public) for candidate in candidates if candidate.public
     }
+    for candidate in candidates:
+        check_init(candidate)
 
     console = Console(stderr=True, quiet=not progress, highlight=False, markup=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ def _beside(
     """The leaderboard of what was judged now and of what is on file, with notes on what cannot be compared."""
     everyone, notes = comparable(judged, sheets, protocols) if sheets else (judged, [])
     comparison = leaderboard(everyone, efforts, protocols, seed=seed)
-    return replace(comparison, notes=[*comparison.notes, *notes])
+    return replace(comparison, notes=[*comparison.notes, *notes, *other_grids(everyone)])
 
 
 def _written(comparison: Comparison, out: Path) -> Comparison:
@@ -165,10 +168,12 @@ def _judged_data(candidates: Sequence[Candidate], given: str) -> str:
     return given or next(iter(trained_on))
 
 
-def _check_labels(candidates: Sequence[Candidate], judged: str, train: Source, test: Source | None) -> None:
+def _check_labels(
+    candidates: Sequence[Candidate], judged: str, train: Source, test: Source | None, least: int
+) -> None:
     """Before hours of training: can the labels be used, and has nobody been told those of the test images?"""
     try:
-        check_classes(train, labels_of(train))
+        check_classes(train, labels_of(train), 2 if test is None else least)
         if test is not None:
             labels_of(test)
     except ValueError as error:

@@ -14,9 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from visrep.comparison.budget import SHARE, Budget, Timing, parse_budget, read_timing
 from visrep.comparison.candidates import Candidate
-from visrep.config import save_json, to_json
+from visrep.config import Run, save_json, to_json
+from visrep.continuing.retention import held_out
 from visrep.engine import start, training_images
 from visrep.evaluation.effort import duration
 from visrep.method import Method
@@ -40,7 +43,13 @@ def common_budget(text: str, new: Sequence[Candidate]) -> Budget:
     if text:
         return parse_budget(text)
     runs = [candidate.run for candidate in new if candidate.run]
-    return Budget("images", max(round(run.epochs * len(training_images(run))) for run in runs))
+    return Budget("images", max(round(run.epochs * trained_on(run)) for run in runs))
+
+
+def trained_on(run: Run) -> int:
+    """How many images: all but those that a guard holds out."""
+    source = training_images(run)
+    return len(source) - len(held_out(run, np.arange(len(source)), source.groups))
 
 
 def plan(candidate: Candidate, budget: Budget, out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
@@ -61,10 +70,10 @@ def plan(candidate: Candidate, budget: Budget, out: Path, *, say: Callable[[str]
             f"{candidate.folder} already holds a run under other terms ({'; '.join(changed[:3])}). "
             "Continue with the terms it was begun with, or choose another --out."
         )
-    images = len(training_images(run))
+    images = trained_on(run)
     if images < run.batch:
         raise ValueError(
-            f"{candidate.name} takes {run.batch} images a step and {run.data} has {images}. "
+            f"{candidate.name} takes {run.batch} images a step and {run.data} has {images} to train on. "
             f"Add --set batch={2 ** int(math.log2(images))}."
         )
     steps_per_epoch = images // run.batch

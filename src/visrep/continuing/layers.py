@@ -43,7 +43,10 @@ def children_of(encoder: Encoder) -> Layers:
 
 
 def _blocks(encoder: Encoder) -> list[str]:
-    """The outermost list that holds most of the parameters, or torchvision's layer1, layer2, ..."""
+    """Our transformers' ``blocks``, torchvision's layer1, layer2, ..., or the outermost list of most parameters."""
+    own = dict(encoder.named_children()).get("blocks")
+    if own is not None:  # of whatever size: the position table of a small ViT may outweigh them
+        return [f"blocks.{name}" for name, _ in own.named_children()]
     whole = _size(encoder)
     for path, module in encoder.named_modules():
         inside = f"{path}." if path else ""

@@ -65,17 +65,18 @@ def watches(run: Run) -> bool:
     return bool(run.init or run.start_from) and run.guard.act != "off"
 
 
-def held_out(run: Run, canvases: CanvasSet) -> Int64[np.ndarray, " m"]:
-    """Images that the guard looks at and the training must not see; none without a guard, or with images in ``val``.
+def held_out(run: Run, usable: Int64[np.ndarray, " n"], groups: np.ndarray | None) -> Int64[np.ndarray, " m"]:
+    """Of the ``usable`` images those that the guard looks at and the training must not see.
+
+    There are none without a guard, or with images in ``val``.
 
     What is trained on is learned by heart a little, so that losses on it are smaller than on other images. Clips of a
-    video stay together.
+    video, one of the ``groups`` of all images, stay together.
     """
-    usable, share = canvases.usable, run.guard.held_out
+    share = run.guard.held_out
     if not (watches(run) and share) or run.val:
         return usable[:0]
     most = min(max(FEWEST, round(share * len(usable))), run.monitor_images)
-    groups = canvases.source.groups
     group = usable if groups is None else groups[usable]
     order = np.random.default_rng([run.seed, len(usable)]).permutation(np.unique(group))
     if groups is None:

@@ -32,8 +32,9 @@ class Loader:
         world: int = 1,
         workers: int = -1,
         images: Int64[np.ndarray, " n"] | None = None,
+        others: str = "",
     ) -> None:
-        """``images``: those to draw from; default all usable ones.
+        """``images``: those to draw from; default all usable ones. ``others``: what the rest is kept for, in words.
 
         Raises ValueError when the batch is larger than the set or does not divide among the ranks.
         """
@@ -50,8 +51,9 @@ class Loader:
                 if n >= world
                 else f"use fewer ranks than {world}"
             )
+            kept = f" beside {len(canvases.usable) - n} that are {others}" if others else ""
             raise ValueError(
-                f"batch={batch} but only {n} readable images in {canvases.source.name}; {advice}."
+                f"batch={batch} but only {n} readable images in {canvases.source.name}{kept}; {advice}."
             )
         self.canvases = canvases
         self.batch = batch

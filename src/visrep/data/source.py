@@ -40,6 +40,10 @@ class Source(ABC):
     def read(self, index: int) -> Raw | list[Raw]:
         """One image; of a source of clips, the ``frames`` images of one clip."""
 
+    def undecoded(self, index: int) -> Raw | list[Raw]:
+        """What tells the image from any other: what `read` gives, or the files that it decodes."""
+        return self.read(index)
+
     @abstractmethod
     def key(self, index: int) -> str:
         """A name for one image, unique within the source: its path, row or seed."""
@@ -63,6 +67,9 @@ class Subset(Source):
 
     def read(self, index: int) -> Raw | list[Raw]:
         return self.source.read(int(self.indices[index]))
+
+    def undecoded(self, index: int) -> Raw | list[Raw]:
+        return self.source.undecoded(int(self.indices[index]))
 
     def key(self, index: int) -> str:
         return self.source.key(int(self.indices[index]))

@@ -58,6 +58,13 @@ class Clips(Source):
             return [path.read_bytes() for path in self._frames(name, place)]
         return list(read_film(self.root / name, lambda total: self.moments(total, place)))
 
+    def undecoded(self, index: int) -> list[Raw]:
+        """Of a video file all its bytes, and which of its frames are taken."""
+        name, place = self._place(index)
+        if self.videos[name]:
+            return self.read(index)
+        return [f"{self.frames}x{self.stride}@{place}".encode(), (self.root / name).read_bytes()]
+
     def key(self, index: int) -> str:
         """The video, and which of its clips when there are several."""
         video, clip = divmod(index, self.clips)

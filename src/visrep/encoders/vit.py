@@ -206,13 +206,13 @@ class VisionTransformer(Encoder):
         if mask is not None:
             x = covered(x, mask, keep, grid, self.mask_token)
         if self.position is not None:
-            position = self._resampled(self.position, grid)
+            position = self.positions(self.position, grid)
             x = x + (position if keep is None else position[0, keep])
         front = [t for t in (self.cls_token, self.register_tokens) if t is not None]
         return torch.cat([*(t.expand(len(x), -1, -1) for t in front), x], dim=1)
 
-    def _resampled(self, position: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The table "1 n d" for a grid."""
+    def positions(self, position: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The table "1 n d" for a grid of other rows and columns of patches, "1 m d"."""
         if grid == self.grid:
             return position
         if self.config.position == "sincos":

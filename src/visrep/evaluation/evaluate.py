@@ -15,6 +15,7 @@ from visrep.encoders import applied_to
 from visrep.evaluation.dense.judging import judge_dense
 from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.dense.sitting import ReadOut
+from visrep.evaluation.examples import Strip
 from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.fingerprint import fingerprint
 from visrep.evaluation.labels import without_test_images
@@ -24,6 +25,8 @@ from visrep.evaluation.protocols import (
     ALL,
     ON_LAYERS,
     check_protocols,
+    full_names,
+    least_images,
     reads_tokens,
     reads_vectors,
     without_all,
@@ -52,10 +55,15 @@ class Evaluation:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """about this call, not about the numbers: which features were reused"""
+    pictures: dict[str, list[Strip]] = field(default_factory=dict, compare=False)
+    """by dense protocol, what was said of some of the judged images"""
+    made: list[dict[str, Any]] = field(default_factory=list)
+    """by which calls: encoder and command as given, protocols, machine, seconds (see `evaluation.sheet.made_by`)"""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as evaluation.json holds them."""
-        return {name: value for name, value in asdict(self).items() if name != "notes"}
+        values = asdict(replace(self, pictures={}))
+        return {name: value for name, value in values.items() if name not in ("notes", "pictures")}
 
 
 def evaluate(
@@ -80,7 +88,8 @@ def evaluate(
 
     Without ``test`` a stratified fifth of ``train`` is held out, of clips a fifth of their videos. ``limit`` and
     ``test_limit`` keep so many images, the first of every class. ``protocols`` of ("all",) are those that leave the
-    encoder as it is, where they apply to this data. The last layer is always judged, ``layers`` adds others.
+    encoder as it is, where they apply to this data; other names of one protocol stand for it (`KNOWN_AS`). The last
+    layer is always judged, ``layers`` adds others.
     ``baselines`` adds the untrained twin (see `untrained_twin`) in every protocol and raw pixels (32 x 32, normalised)
     in those that read one vector an image. An encoder of images sees clips frame by frame (see `FrameAverage`).
     Features are kept in the folder ``keep`` and read from there the next time (see `FeatureStore`).
@@ -94,6 +103,7 @@ def evaluate(
     Raises ValueError for an unknown protocol, an option that no protocol reads, labels or masks that cannot be used, or
     features that are not finite.
     """
+    protocols = full_names(protocols)
     images, dense = by_kind(protocols, train)
     check_protocols((*images, *dense))
     check_poolings(poolings)
@@ -150,7 +160,8 @@ def _by_labels(
 ) -> Evaluation:
     fifth = "a fifth of each class" if train.groups is None else "a fifth of each class's videos"
     origin = f"{train.name}: {fifth}, seed {seed}" if test is None else test.name
-    train, test = labelled_sides(train, test, limit=limits[0], test_limit=limits[1], seed=seed)
+    least = least_images(protocols)
+    train, test = labelled_sides(train, test, limit=limits[0], test_limit=limits[1], least=least, seed=seed)
     size = canvas_size(train, encoder.preprocessing.size)
     sides = Side(train, size, progress), Side(test, size, progress)
     encoder = applied_to(encoder, train.frames)
@@ -185,7 +196,7 @@ def _by_masks(
     fitted, judged = found.roles.fitted.source, found.roles.judged.source
     mark = fingerprint(encoder, fitted, judged, found.results, seed=seed)
     warnings = [*found.warnings, *_few(min(result.n_test for result in found.results))]
-    return Evaluation(found.results, found.split, mark, warnings, found.notes)
+    return Evaluation(found.results, found.split, mark, warnings, found.notes, found.pictures)
 
 
 def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
@@ -198,6 +209,7 @@ def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
         {**mark, "protocols": dict(sorted(protocols.items()))},
         list(dict.fromkeys([*labelled.warnings, *masked.warnings])),
         list(dict.fromkeys([*labelled.notes, *masked.notes])),
+        masked.pictures,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
+from visrep.data.content import content_of
 from visrep.data.dense import DenseSource
 from visrep.data.source import Source
 from visrep.evaluation.results import Result
@@ -20,7 +21,7 @@ from visrep.method import Encoder
 def fingerprint(
     encoder: Encoder, train: Source, test: Source, results: list[Result], *, seed: int
 ) -> dict[str, Any]:
-    """JSON values. Data carry a hash of names, labels and masks, the encoder of all weights, protocols a version."""
+    """JSON values. Data carry a hash of images, labels and masks, the encoder of all weights, protocols a version."""
     known = {result.protocol: result.version for result in results}
     return {
         "train": _of_source(train),
@@ -43,16 +44,28 @@ def digest_of(encoder: Encoder) -> str:
     return _digest(_weights(encoder))
 
 
+def images_in(side: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two sides of fingerprints share that are of the same images: wherever they lie, so the name is no part."""
+    return tuple(side.get(part) for part in ("content", "hash", "images"))
+
+
+def hashed(side: Mapping[str, Any]) -> bool:
+    """Whether the images of a side of a fingerprint are part of its mark: of the first sheets only names were."""
+    return "content" in side
+
+
 def _of_source(source: Source) -> dict[str, Any]:
     labels = np.zeros(0, dtype=np.int64) if source.labels is None else source.labels
-    keys = [source.key(index).encode(errors="surrogateescape") + b"\0" for index in range(len(source))]
+    parts = [content_of(source).encode(), labels.astype("<i8").tobytes()]
     if isinstance(source, DenseSource):
-        keys += map(source.mark, range(len(source)))
+        everyone = range(len(source))
+        parts += [source.key(index).encode(errors="surrogateescape") + b"\0" for index in everyone]
+        parts += map(source.mark, everyone)
     return {
         "name": source.name,
         "images": len(source),
         "classes": len(np.unique(labels)),
-        "hash": _digest([*keys, labels.astype("<i8").tobytes()]),
+        "content": _digest(parts),
     }
 
 

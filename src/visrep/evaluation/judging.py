@@ -26,6 +26,7 @@ from visrep.evaluation.protocols import (
     vector_probe,
 )
 from visrep.evaluation.results import Inapplicable, Judged, Measure, Prediction, Result, score
+from visrep.evaluation.timing import CLOCK
 from visrep.method import Encoder
 from visrep.progress import tracked
 
@@ -61,9 +62,10 @@ def judge(
         total=sum(len(train.vectors) if reads_vectors(name) else 1 for name in protocols),
         shown=progress,
     )
-    for job, layer, pooling in jobs:
+    for name, job, layer, pooling in jobs:
         try:
-            found = job()
+            with CLOCK.timed(name):
+                found = job()
         except Inapplicable as error:
             if not lenient:
                 raise
@@ -93,10 +95,10 @@ def judge_tuned(
     progress: bool,
 ) -> tuple[list[Result], list[str]]:
     """Results and cautions of those protocols that train a copy of the encoder."""
-    found = [
-        finetune(name, network, train, test, device=device, seed=seed, progress=progress)
-        for name in filter(tunes, protocols)
-    ]
+    found: list[Prediction] = []
+    for name in filter(tunes, protocols):
+        with CLOCK.timed(name):
+            found.append(finetune(name, network, train, test, device=device, seed=seed, progress=progress))
     where = {"encoder": encoder, "layer": network.depth, "pooling": "mean"}
     results = [score(prediction, test.labels, **where, n_train=len(train), seed=seed) for prediction in found]
     return results, [prediction.caution for prediction in found if prediction.caution]
@@ -118,7 +120,8 @@ def judge_copies(
     if COPIES not in protocols:
         return [], []
     try:
-        found = copies(network, test, vectors, device=device, seed=seed, progress=progress)
+        with CLOCK.timed(COPIES):
+            found = copies(network, test, vectors, device=device, seed=seed, progress=progress)
     except Inapplicable as error:
         if not lenient:
             raise
@@ -129,8 +132,8 @@ def judge_copies(
 
 def _jobs(
     train: Features, test: Features, protocols: tuple[str, ...], device: torch.device, seed: int
-) -> Iterator[tuple[Job, int, str]]:
-    """What to compute, with the layer and the pooling that it is about."""
+) -> Iterator[tuple[str, Job, int, str]]:
+    """Protocol by protocol what to compute, with the layer and the pooling that it is about."""
     assert train.labels is not None and test.labels is not None
     labels, answers = train.labels.to(device), test.labels.to(device)
     last, _ = next(iter(train.vectors))
@@ -138,17 +141,18 @@ def _jobs(
         if reads_vectors(name):
             for (layer, pooling), vectors in train.vectors.items():
                 x, x_test = vectors.to(device), test.vectors[layer, pooling].to(device)
-                yield _job(name, x, labels, x_test, answers, seed), layer, pooling
+                yield name, _job(name, x, labels, x_test, answers, seed), layer, pooling
         elif reads_tokens(name) or reads_mean_tokens(name):
             if train.tokens is None or test.tokens is None:
                 continue  # raw pixels have no tokens
             x, x_test = train.tokens.to(device), test.tokens.to(device)
             pooling = "tokens" if reads_tokens(name) else "layers"
-            yield _job(name, x, labels, x_test, answers, seed), last, pooling
+            yield name, _job(name, x, labels, x_test, answers, seed), last, pooling
         elif name in ON_LAYERS and last:  # raw pixels have no layers
             x, x_test = ({key: part.to(device) for key, part in side.parts.items()} for side in (train, test))
             probe = ON_LAYERS[name]
-            yield lambda probe=probe, x=x, y=x_test: probe(x, labels, y, answers, seed=seed), last, "layers"
+            job = lambda probe=probe, x=x, y=x_test: probe(x, labels, y, answers, seed=seed)  # noqa: E731
+            yield name, job, last, "layers"
 
 
 def _job(name: str, x: Tensor, labels: Tensor, x_test: Tensor, answers: Tensor, seed: int) -> Job:

@@ -43,8 +43,11 @@ def numbered_as(train: Source, test: Source) -> Source:
     return test
 
 
-def check_classes(source: Source, labels: Int64[np.ndarray, " n"]) -> None:
-    """Raises ValueError for a single class, or for a class of one image, of which none could be held out."""
+def check_classes(source: Source, labels: Int64[np.ndarray, " n"], least: int = 2) -> None:
+    """Raises ValueError for a single class, or for a class of fewer than ``least`` images.
+
+    Of a single one none could be held out, so that 1 will only do where nothing is (`protocols.least_images`).
+    """
     present, counts = np.unique(labels, return_counts=True)
     if len(present) < 2:
         raise ValueError(
@@ -52,11 +55,12 @@ def check_classes(source: Source, labels: Int64[np.ndarray, " n"]) -> None:
             f"{class_name(source, int(present[0]))}. Probes need at least 2: check the folder given, or a "
             "limit that cuts a sorted list short."
         )
-    if single := [class_name(source, label) for label in present[counts < 2].tolist()]:
+    if single := [class_name(source, label) for label in present[counts < least].tolist()]:
         have = "has" if len(single) == 1 else "have"
         raise ValueError(
             f"{_list(single)} of {source.name} {have} 1 image to fit on; every class needs at least 2, to "
-            "fit on one and choose settings on another. Add images or leave the class out."
+            "fit on one and choose settings on another. Add images, leave the class out, or ask with test images of "
+            "their own for knn, retrieval or clustering, which hold nothing out."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -117,9 +118,11 @@ KNOWN_AS = {
     "vjepa": ("attentive-vjepa",),
     "vjepa2": ("attentive-vjepa2",),
 }
-"""other names, and the protocols that are meant by them"""
+"""other names, and the protocols that are meant by them; with a single one it is taken for its name (`full_names`)"""
 COPIES = "copies"
 """encodes changed images"""
+FITS_NOTHING = frozenset({"knn", "knn-loo", *MEASURED, COPIES})
+"""neither fit nor choose anything on training images"""
 ALL = "all"
 """every protocol that leaves the encoder as it is, chooses nothing on the test images and takes no hours, where it
 applies"""
@@ -131,6 +134,20 @@ ORDER = (
     *ON_VECTORS_AS_PUBLISHED, *ON_TOKENS_AS_PUBLISHED, *RECIPES,
 )  # fmt: skip
 """the first of these that was asked for puts a leaderboard in order"""
+
+
+def full_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """``names`` with other names of a protocol replaced by its own, each once: vjepa2@paper, attentive-vjepa2@paper.
+
+    Where several protocols could be meant nothing is replaced, and `check_protocols` asks back.
+    """
+    return tuple(dict.fromkeys(map(_full_name, names)))
+
+
+def _full_name(name: str) -> str:
+    called = re.split("[@:]", name, maxsplit=1)[0]
+    meant = KNOWN_AS.get(called.lower(), ())
+    return meant[0] + name[len(called) :] if len(meant) == 1 else name
 
 
 def without_all(names: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
@@ -161,6 +178,11 @@ def check_protocols(names: tuple[str, ...]) -> None:
             meant = " or ".join(KNOWN_AS.get(name.lower(), ()))
             hint = f" Did you mean {meant}?" if meant else ""
             raise ValueError(f"there is no protocol {name!r}.{hint} Use some of: {available}.")
+
+
+def least_images(names: tuple[str, ...]) -> int:
+    """Training images that every class must have: 2 where something is fitted or held out to choose by, else 1."""
+    return 2 if any(name not in FITS_NOTHING and not few_labelled(name) for name in names) else 1
 
 
 def place(name: str) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
+from visrep.evaluation.examples import Example
 from visrep.evaluation.versions import version_of
 
 Judged = Literal["trained", "untrained", "pixels"]
@@ -60,6 +61,8 @@ class Measure:
     n_test: int = 0
     details: dict[str, float] = field(default_factory=dict)
     """numbers that this one is made of, such as those of single classes, in percent"""
+    examples: list[Example] = field(default_factory=list, compare=False)
+    """pictures of what was said of some images; of several numbers of one protocol the first has them"""
 
     def result(self, encoder: Judged, layer: int, pooling: str) -> Result:
         """In percent."""

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from visrep.config import save_json
 from visrep.evaluation.evaluate import Evaluation
+from visrep.evaluation.fingerprint import hashed, images_in
+from visrep.evaluation.sheet_pictures import move_pictures, save_pictures
 from visrep.evaluation.versions import outdated, version_in, version_of
 
-ALIKE = ("train", "test", "encoder", "image", "seed", "versions")
-"""parts of the fingerprint that numbers on one sheet share"""
+SIDES = ("train", "test")
+ALIKE = ("encoder", "image", "seed", "versions")
+"""parts of the fingerprint that numbers on one sheet share, beside the images of both sides"""
+
+
+def made_by(
+    evaluation: Evaluation,
+    encoder: str,
+    command: str | None,
+    machine: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """How these numbers were made, as JSON values: ``encoder`` and ``command`` as they were given.
+
+    ``seconds`` are of the encoder, its untrained twin and raw pixels together.
+    """
+    return {
+        "encoder": encoder,
+        "command": command,
+        "protocols": list(dict.fromkeys(result.protocol for result in evaluation.results)),
+        "machine": machine,
+        "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
+    }
 
 
 def save_sheet(path: Path, evaluation: Evaluation) -> list[str]:
@@ -20,15 +44,20 @@ def save_sheet(path: Path, evaluation: Evaluation) -> list[str]:
 
     A file of other images, weights, seed or versions is put beside it, as ``evaluation-<mark>.json``, and taken up
     again by the next evaluation that is like it. Numbers of protocols whose settings have changed since are put into
-    ``evaluation-<mark>-outdated.json``. Returns notes on these.
+    ``evaluation-<mark>-outdated.json``. Pictures stay beside their numbers (`sheet_pictures`). Returns notes on these.
     """
     new, earlier = evaluation.to_json(), _earlier(path)
+    notes = []
     if earlier and not _alike(earlier, new):
         save_json(_beside(path, earlier), earlier)
+        move_pictures(path, _beside(path, earlier))
+        notes = _unhashed(_beside(path, earlier), earlier)
         earlier = _earlier(_beside(path, new))
-    notes = _put_aside(path, earlier)
+        move_pictures(_beside(path, new), path)
+    notes += _put_aside(path, earlier)
     save_json(path, joined(earlier, new))
     _beside(path, new).unlink(missing_ok=True)
+    save_pictures(path, evaluation.pictures)
     return notes
 
 
@@ -37,6 +66,16 @@ def joined(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if not earlier or not _alike(earlier, new):
         return new
     return _merged(_of(earlier, [result for result in earlier["results"] if not outdated(result)]), new)
+
+
+def _unhashed(file: Path, sheet: dict[str, Any]) -> list[str]:
+    """A note where nobody can say whether a sheet is of the same images."""
+    if all(hashed(sheet["fingerprint"].get(side, {})) for side in SIDES):
+        return []
+    return [
+        f"earlier numbers are in {file.name} now: they were made before images were hashed, so nobody can say whether "
+        "they are of the same ones; judge those protocols again."
+    ]
 
 
 def _put_aside(path: Path, sheet: dict[str, Any]) -> list[str]:
@@ -48,6 +87,7 @@ def _put_aside(path: Path, sheet: dict[str, Any]) -> list[str]:
     file = file.with_stem(f"{file.stem}-outdated")
     earlier, aside = _earlier(file), _of(sheet, old)
     save_json(file, _merged(earlier, aside) if earlier else aside)
+    move_pictures(path, file, {result["protocol"] for result in old})
     return [
         f"{name}: numbers of version {version} are in {file.name} now. Its settings have changed since (version "
         f"{version_of(name)}), so they do not stand beside new ones; judge it again for those."
@@ -60,8 +100,16 @@ def _merged(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     kept = [result for result in earlier["results"] if _about(result) not in again]
     return {
         **_of(new, [*kept, *new["results"]]),
+        "made": [*_still_of(earlier.get("made", ()), kept), *new.get("made", ())],
         "warnings": list(dict.fromkeys([*(earlier["warnings"] if kept else ()), *new["warnings"]])),
     }
+
+
+def _still_of(made: Iterable[dict[str, Any]], kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries with those of their protocols that some kept result is of; those without any are left out."""
+    left = {result["protocol"] for result in kept}
+    found = [{**one, "protocols": [name for name in one["protocols"] if name in left]} for one in made]
+    return [one for one in found if one["protocols"]]
 
 
 def _of(sheet: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -72,12 +120,17 @@ def _of(sheet: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _alike(earlier: dict[str, Any], new: dict[str, Any]) -> bool:
-    return all(earlier["fingerprint"].get(part) == new["fingerprint"][part] for part in ALIKE)
+    return _shared(earlier) == _shared(new)
+
+
+def _shared(sheet: dict[str, Any]) -> list[Any]:
+    mark = sheet["fingerprint"]
+    return [*(images_in(mark.get(side, {})) for side in SIDES), *(mark.get(part) for part in ALIKE)]
 
 
 def _beside(path: Path, sheet: dict[str, Any]) -> Path:
     """Where a sheet waits that is not the latest, by what was judged."""
-    mark = json.dumps([sheet["fingerprint"].get(part) for part in ALIKE], sort_keys=True).encode()
+    mark = json.dumps(_shared(sheet), sort_keys=True).encode()
     return path.with_name(f"{path.stem}-{hashlib.sha256(mark).hexdigest()[:8]}{path.suffix}")
 
 

@@ -20,10 +20,11 @@ from visrep.evaluation.fitting import Images
 from visrep.evaluation.judging import judge, judge_copies, judge_tuned
 from visrep.evaluation.labels import check_classes
 from visrep.evaluation.poolings import assemble, last_layers
-from visrep.evaluation.protocols import needs_images, reads_mean_tokens, reads_tokens
+from visrep.evaluation.protocols import least_images, needs_images, reads_mean_tokens, reads_tokens
 from visrep.evaluation.results import Inapplicable, Judged, Result
 from visrep.evaluation.robustness.base import Subjects
 from visrep.evaluation.robustness.registry import judge_robust
+from visrep.evaluation.timing import CLOCK, PASS
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
 
@@ -64,7 +65,7 @@ class Sitting:
         identity = {**_described(encoder), "weights": digest_of(encoder)} if kept else {}
         features = self._features("trained", identity, lambda: encoder)
         if features[0].labels is not None:  # again: unreadable images may have emptied a class
-            check_classes(self.sides[0].source, features[0].labels.numpy())
+            check_classes(self.sides[0].source, features[0].labels.numpy(), least_images(self.protocols))
         counts = [len(part) for part in features]
         self._judge("trained", features, lambda: encoder)
         del features  # tokens of one layer are in memory at a time
@@ -104,7 +105,7 @@ class Sitting:
 
     def warnings(self) -> list[str]:
         """Cautions with those that they are about, and how many images could not be read."""
-        said = [f"{caution} ({', '.join(names)})" for caution, names in self.cautions.items()]
+        said = [f"{caution} ({', '.join(dict.fromkeys(names))})" for caution, names in self.cautions.items()]
         found = [reason for side in self.sides for reason in side.unreadable.values()]
         if found:
             n = sum(len(side.source) for side in self.sides)
@@ -147,6 +148,7 @@ class Sitting:
 
         return [of(side) for side in self.sides]
 
+    @CLOCK.timed(PASS)
     def _passed(
         self,
         encoder: Encoder,

@@ -9,15 +9,12 @@ from visrep.encoders import FrameAverage
 from visrep.evaluation.fingerprint import digest_of
 from visrep.exports.agreement import Agreement
 from visrep.exports.card_parts import anonymous, images_code, preprocessing, results, settings, table
+from visrep.exports.licence import Licence
 from visrep.exports.quantize import SMALL_FILE, Cost
 from visrep.exports.written import Written
 from visrep.method import Encoder
 from visrep.methods import load_method
 
-LICENCE = """\
-**Not stated: to be filled in by whoever publishes this.** Which licence is possible depends on the images, on the
-weights that training began from, and on you. Write it here and as `license:` at the top of this file.
-"""
 OUTPUTS = """\
 Besides `features` it returns `patches` "b d rows columns", the map of the last layer, and `registers` "b r d" where the
 encoder has register tokens.
@@ -44,6 +41,7 @@ class Facts:
     quantised: str
     """kind, "" for none"""
     cost: Cost | None
+    licence: Licence
 
 
 def card(facts: Facts) -> str:
@@ -51,7 +49,7 @@ def card(facts: Facts) -> str:
     encoder, written = facts.encoder, facts.written
     weights = sum(x.numel() for x in encoder.parameters())
     parts = [
-        HEAD.format(library=_library(written)),
+        HEAD.format(licence=_front(facts.licence), library=_library(written)),
         f"# {facts.name}",
         f"An image encoder, {type(encoder.config).__name__} with {weights / 1e6:.3g} M parameters, that gives one "
         f"vector of {encoder.width} numbers an image. {_origin(facts)} Written by visrep for {written.tool}.",
@@ -71,18 +69,23 @@ def card(facts: Facts) -> str:
         "## The same as the original",
         agreed(facts.agreement, written.notes),
         "## Licence",
-        LICENCE.strip(),
+        facts.licence.text,
     ]
     return "\n\n".join(parts) + "\n"
 
 
 HEAD = """\
 ---
-# license: (yours to fill in, see below)
+{licence}
 library_name: {library}
 pipeline_tag: image-feature-extraction
 tags: [visrep, self-supervised-learning]
 ---"""
+
+
+def _front(licence: Licence) -> str:
+    """The line that model hubs read, in small letters as they have it; SPDX knows no difference."""
+    return f"license: {licence.name.lower()}" if licence.name else "# license: (yours to fill in, see below)"
 
 
 def _library(written: Written) -> str:

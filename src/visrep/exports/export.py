@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,8 @@ from visrep.exports.agreement import Agreement, check
 from visrep.exports.card import Facts, card
 from visrep.exports.folder import new_folder
 from visrep.exports.heads import write_heads
-from visrep.exports.quantize import KINDS, Cost, Kind, Sides, cost, quantise, sides
+from visrep.exports.licence import check_licence, licence_of
+from visrep.exports.quantize import KINDS, Cost, Kind, Sides, cost, measured, quantise, sides
 from visrep.exports.written import Target, Written
 from visrep.method import Encoder
 
@@ -55,6 +57,7 @@ def export(
     out: str | Path,
     *,
     heads: bool = False,
+    licence: str = "",
     quantize: Kind = "",
     data: str | Path | Source | None = None,
     limit: int = 0,
@@ -62,13 +65,14 @@ def export(
 ) -> Export:
     """Write the encoder of a run, or any that `load_encoder` knows, into the new folder ``out``.
 
-    ``to`` is one of `TARGETS`. ``heads`` adds the method's other weights; ``quantize`` adds an ONNX file in 8 bits,
-    calibrated and judged on ``data``, of which ``limit`` images a side are judged. The result is loaded back and
-    compared before it is kept.
+    ``to`` is one of `TARGETS`. ``heads`` adds the method's other weights; ``licence`` is an SPDX identifier for the
+    card; ``quantize`` adds an ONNX file in 8 bits, calibrated and judged on ``data``, of which ``limit`` images a side
+    are judged. The result is loaded back and compared before it is kept.
     Raises ValueError for what a target cannot express, ImportError without its extra, RuntimeError for a full disk.
     """
     out = Path(out)
     target = chosen(to)
+    check_licence(licence)
     _check_quantize(to, quantize, data)
     encoder = load_encoder(run)
     if isinstance(encoder, OnnxEncoder):
@@ -87,18 +91,23 @@ def export(
             save_json(folder / "preprocessing.json", _plain(encoder))
         other = write_heads(Path(run), encoder, folder) if heads else []
         paid = _quantised(folder, quantize, between, encoder, limit=limit, progress=progress)
+        if quantize:
+            command = _command(run, out, quantize, data, limit)
+            save_json(folder / "quantized.json", measured(folder, quantize, paid, command))
+        about = record.about if record else {}
         facts = Facts(
             name=out.name,
             source=str(run),
             encoder=encoder,
             written=written,
             agreement=found,
-            about=record.about if record else {},
+            about=about,
             evaluation=record.evaluation if record else {},
             recorded=to in RECORDED,
             heads=other,
             quantised=quantize,
             cost=paid,
+            licence=licence_of(licence, str(run), about),
         )
         (folder / "README.md").write_text(card(facts), encoding="utf-8")
     return _result(out, written, found, quantize, paid)
@@ -133,6 +142,14 @@ def _quantised(
         return None
     quantise(folder, kind, between.train if between else None, encoder.preprocessing)
     return cost(folder, between, limit=limit, progress=progress) if between else None
+
+
+def _command(run: str | Path, out: Path, kind: Kind, data: str | Path | Source | None, limit: int) -> str:
+    """What to type for the same; images that came as a value of Python stand there as DATA."""
+    words = ["visrep", "export", str(run), "--to", "onnx", "--out", str(out), "--quantize", kind]
+    if data is not None:
+        words += ["--data", str(data) if isinstance(data, str | Path) else "DATA"]
+    return shlex.join([*words, *(["--limit", str(limit)] if limit else [])])
 
 
 def _plain(encoder: Encoder) -> dict[str, Any]:

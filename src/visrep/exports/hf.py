@@ -19,7 +19,14 @@ from visrep.encoders.pretrained.hf_wrapped import HfEncoder
 from visrep.encoders.resnet import BLOCKS, ResidualNetwork
 from visrep.encoders.vit import VisionTransformer, ViT
 from visrep.exports.hf_forms import ANYTHING, chosen, settings
-from visrep.exports.names import official_weights, split, with_rows_before, without_layer_scale
+from visrep.exports.names import (
+    at_own_size,
+    elsewhere,
+    official_weights,
+    split,
+    with_rows_before,
+    without_layer_scale,
+)
 from visrep.exports.traced import quietly
 from visrep.exports.written import Written
 from visrep.method import Encoder, Preprocessing
@@ -123,17 +130,16 @@ def _of_vit(vit: VisionTransformer, c: ViT) -> tuple[Any, tuple[str, ...]]:
         raise ValueError(f"DINOv3ViTModel, the class with rotary positions, needs a cls token. {ANYTHING}.")
     form = None if rope else chosen(c)
     name = "DINOv3ViTModel" if form is None else form.model
-    weights = official_weights(vit)
+    differs = form is not None and form.elsewhere(c)
+    written, weights = at_own_size(vit, c) if differs else (c, official_weights(vit))
     if form is not None and not form.scales:
         weights = without_layer_scale(weights)
     if form is not None and form.cls:
         weights = with_rows_before(weights, 1)
-    model = _built(name, settings(c, name))
+    model = _built(name, settings(written, name))
     with torch.no_grad():
         _fill(model, split(weights))
-    notes = ()
-    if form is not None and form.elsewhere(c):
-        notes = (f"At other sizes than {c.image} x {c.image}, {name} resamples positions in another way.",)
+    notes = elsewhere(name, c, written) if differs else ()
     if c.mask_token and name in ("ViTModel", "IJepaModel"):
         notes += (f"The mask token, which features do not depend on, has no place in {name}.",)
     return model, notes

@@ -35,7 +35,7 @@ class Form:
         return ", ".join(what for what, lacking in lacks.items() if lacking)
 
     def elsewhere(self, c: ViT) -> bool:
-        """Whether it differs from ours at other sizes than the trained one."""
+        """Whether it differs from ours at other sizes than that of the table of positions."""
         return c.position == "sincos" or c.position_offset > 0 or c.position_antialias != self.antialias
 
 
@@ -48,7 +48,10 @@ FORMS = (
 
 
 def chosen(c: ViT) -> Form:
-    """The class that is equal at every size, else at the trained one. Raises ValueError where there is none."""
+    """The class that is equal at every size, else at that of the preprocessing.
+
+    Raises ValueError where there is none.
+    """
     able = [form for form in FORMS if not form.cannot(c)]
     if not able:
         reasons = "; ".join(f"{form.model} lacks {form.cannot(c)}" for form in FORMS if form.cls == c.cls)

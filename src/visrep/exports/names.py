@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from visrep.encoders.vit import VisionTransformer
+from visrep.encoders.patches import patch_grid
+from visrep.encoders.vit import VisionTransformer, ViT
 
 
 def official_weights(vit: VisionTransformer) -> dict[str, Tensor]:
@@ -17,6 +20,30 @@ def official_weights(vit: VisionTransformer) -> dict[str, Tensor]:
     if vit.position is not None:
         weights["pos_embed"] = vit.position.detach().clone()
     return weights
+
+
+def at_own_size(vit: VisionTransformer, c: ViT) -> tuple[ViT, dict[str, Tensor]]:
+    """The network with its positions resampled to `preprocessing.size`: configuration, and weights by official names.
+
+    For tools that resample otherwise: there they have nothing to resample at the size that images are prepared to.
+    """
+    size, weights = vit.preprocessing.size, official_weights(vit)
+    if vit.position is not None:
+        weights["pos_embed"] = vit.positions(vit.position.detach(), patch_grid(size, size, c.patch)).clone()
+    return replace(c, image=size), weights
+
+
+def elsewhere(tool: str, trained: ViT, written: ViT) -> tuple[str, ...]:
+    """What a tool that resamples otherwise does at other sizes than that of the table, as sentences."""
+    size, before = written.image, trained.image
+    said = f"At other sizes than {size} x {size}, {tool} resamples positions in another way."
+    if size == before:
+        return (said,)
+    return (
+        f"Positions are written for {size} x {size}, the size of the preprocessing: there features are the same. The "
+        f"encoder's own are of {before} x {before}, and its table of that size is not in these files.",
+        said,
+    )
 
 
 def with_rows_before(weights: dict[str, Tensor], n: int) -> dict[str, Tensor]:

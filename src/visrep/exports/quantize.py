@@ -7,7 +7,7 @@ Weights get one scale a channel and 7 bits, so that no CPU overflows: the accura
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from visrep.evaluation.evaluate import evaluate
 from visrep.evaluation.features import centred
 from visrep.evaluation.results import Result, from_headline
 from visrep.evaluation.sides import TEST_SHARE
+from visrep.exports.card_parts import anonymous
 from visrep.exports.onnx import FILE, INPUT
 from visrep.exports.traced import quietly
 from visrep.method import Preprocessing
@@ -149,3 +150,16 @@ def cost(folder: Path, between: Sides, *, limit: int = 0, progress: bool = False
     ]
     before, after = (min(results, key=lambda result: from_headline(result.settings)) for results in found)
     return Cost(between.test.name, before, after)
+
+
+def measured(folder: Path, kind: Kind, paid: Cost | None, command: str) -> dict[str, Any]:
+    """What 8 bits save and cost, as JSON values: bytes of both files and, where it was measured, kNN of both.
+
+    As in the card, paths are cut to their last name.
+    """
+    knn = None
+    if paid is not None:
+        both = {"float32": asdict(paid.float32), "int8": asdict(paid.int8)}
+        knn = {"data": anonymous(paid.data), **both, "change": paid.change}
+    sizes = {file: (folder / file).stat().st_size for file in (FILE, SMALL_FILE)}
+    return {"command": anonymous(command), "kind": kind, "bytes": sizes, "knn": knn}

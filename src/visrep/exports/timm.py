@@ -19,7 +19,7 @@ from visrep.encoders.resnet import ResidualNetwork, ResNet
 from visrep.encoders.swin import SwinEncoder
 from visrep.encoders.vit import VisionTransformer, ViT
 from visrep.exports.hf_forms import ANYTHING, gated_size
-from visrep.exports.names import official_weights
+from visrep.exports.names import at_own_size, elsewhere, official_weights
 from visrep.exports.timm_forms import ITSELF, named, read, reading, swin_arguments
 from visrep.exports.traced import quietly
 from visrep.exports.written import Written
@@ -49,8 +49,9 @@ def write(encoder: Encoder, folder: Path) -> Written:
     notes: tuple[str, ...] = ()
     if isinstance(encoder, VisionTransformer) and isinstance(encoder.config, ViT):
         check_vit(encoder.config)
-        architecture, arguments = vit_arguments(encoder.config)
-        weights, notes = vit_weights(encoder, encoder.config), vit_notes(encoder.config)
+        config, weights = vit_weights(encoder, encoder.config)
+        architecture, arguments = vit_arguments(config)
+        notes = vit_notes(encoder.config, config)
     elif isinstance(encoder, ResidualNetwork):
         check_resnet(encoder.config)
         architecture, arguments = f"resnet{encoder.config.depth}", {"in_chans": encoder.config.channels}
@@ -143,25 +144,29 @@ def has_layer_scale(c: ViT) -> bool:
     return bool(c.layer_scale) or c.mlp == "swiglu"
 
 
-def vit_weights(vit: VisionTransformer, c: ViT) -> dict[str, Tensor]:
-    """Our weights by timm's names."""
+def resamples_otherwise(c: ViT) -> bool:
+    """Whether timm differs from ours at other sizes than that of the table of positions."""
+    return c.position == "sincos" or c.position_offset > 0 or not c.position_antialias
+
+
+def vit_weights(vit: VisionTransformer, c: ViT) -> tuple[ViT, dict[str, Tensor]]:
+    """What timm's network must be like, and our weights by its names."""
+    written, weights = at_own_size(vit, c) if resamples_otherwise(c) else (c, official_weights(vit))
     renamed = {}
     if has_layer_scale(c) and not c.layer_scale:
         names = (f"blocks.{i}.ls{branch}.gamma" for i in range(c.depth) for branch in (1, 2))
         renamed = {name: torch.ones(c.width) for name in names}
-    for name, x in official_weights(vit).items():
+    for name, x in weights.items():
         for ours, theirs in (*GATED, ("register_tokens", "reg_token")):
             name = name.replace(ours, theirs)
         if name != "mask_token":
             renamed[name] = x
-    return renamed
+    return written, renamed
 
 
-def vit_notes(c: ViT) -> tuple[str, ...]:
-    """Where timm's VisionTransformer differs."""
-    notes = []
-    if c.position == "sincos" or c.position_offset or not c.position_antialias:
-        notes.append(f"At other sizes than {c.image} x {c.image}, timm resamples positions in another way.")
+def vit_notes(c: ViT, written: ViT) -> tuple[str, ...]:
+    """Where timm's VisionTransformer differs from an encoder that was written like this."""
+    notes = list(elsewhere("timm", c, written)) if resamples_otherwise(c) else []
     if c.norm_eps != EPS:
         notes.append(
             f"timm's LayerNorm adds {EPS:g} to the variance, where the encoder's adds {c.norm_eps:g}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from visrep.encoders.pretrained.convert_convnext import STEM
 from visrep.encoders.pretrained.convert_crate import ANCHORS as CRATES
 from visrep.encoders.pretrained.convert_vit import Weights
+from visrep.encoders.pretrained.unreadable import check_beginning, of_safetensors, of_torch
 
 NESTS = ("teacher", "target_encoder", "model_ema", "model", "state_dict", "encoder", "student")
 """where training code keeps weights in a checkpoint; the first that is there counts"""
-ANCHORS = ("patch_embed.proj.weight", "layer1.0.conv1.weight", *CRATES)
-"""one weight that every vision transformer, every ResNet and every CRATE has"""
+ANCHORS = ("patch_embed.proj.weight", "layer1.0.conv1.weight", STEM, *CRATES)
+"""one weight that every vision transformer, every ResNet, every ConvNeXt and every CRATE has"""
 BESIDE = ("momentum_encoder", "encoder_k", "student", "predictor", "decoder")
 """names of networks that are not the one to take, where there are several"""
 
@@ -26,21 +27,25 @@ BESIDE = ("momentum_encoder", "encoder_k", "student", "predictor", "decoder")
 def read_checkpoint(path: Path) -> Weights:
     """The weights of the encoder in a .pth, .pt, .ckpt or .safetensors file, without the prefixes of training code.
 
-    No code in the file is run. Raises ValueError when the file cannot be read or holds no weights.
+    No code in the file is run. Raises ValueError when the file cannot be read or holds no weights, saying which.
     """
+    check_beginning(path)
+    return without_prefix(weights_in(_content(path), path))
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise of_safetensors(path, error) from error
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or ["?"])[0]
-        raise ValueError(
-            f"{path} cannot be read ({reason}). If it is whole, it holds Python objects besides weights, which may "
-            "run code: if you trust it, save only its weights with torch.save."
-        ) from error
-    return without_prefix(weights_in(content, path))
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise  # of the disk: it names the file
+    except Exception as error:  # a file of another kind is read as any opcodes, which fail in any way
+        raise of_torch(path, error) from error
 
 
 def weights_in(content: Any, path: Path) -> Weights:

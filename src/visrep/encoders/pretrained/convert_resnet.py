@@ -7,6 +7,8 @@ import re
 from visrep.encoders.pretrained.convert_vit import Weights, filled
 from visrep.encoders.resnet import BLOCKS, ResidualNetwork, ResNet
 
+DEEPER: dict[tuple[int, ...], str] = {(3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
+"""timm's names of those that ours has not, by their blocks"""
 HEADS = ("fc.", "projection_head.", "prototypes.", "projector.", "predictor.")
 
 
@@ -19,11 +21,13 @@ def to_resnet(weights: Weights) -> ResidualNetwork:
     if not depths:
         raise ValueError(
             f"a ResNet with {' + '.join(map(str, counts))} blocks is none of {', '.join(map(str, BLOCKS))}. "
-            "Take it by name: timm:NAME."
+            f"Take timm's network with this file: timm:{DEEPER.get(counts, 'NAME')}@FILE."
         )
     stem = weights.get("conv1.weight")
     if stem is None or stem.shape[-1] not in (3, 7):
-        raise ValueError("its first layers are not those of torchvision. Take it by name: timm:NAME.")
+        raise ValueError(
+            "its first layers are not those of torchvision. Take timm's network: timm:NAME@FILE."
+        )
     config = ResNet(
         depth=depths[0],  # pyright: ignore[reportArgumentType] - a key of BLOCKS
         width=len(stem),

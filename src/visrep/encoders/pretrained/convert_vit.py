@@ -116,7 +116,7 @@ def filled(encoder: E, weights: Weights) -> E:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"The weights do not fit this project's {type(encoder).__name__}: {name} should be "
+                f"The weights do not fit the {type(encoder).__name__}: {name} should be "
                 f"{expected.get(name, 'absent')} and is {found.get(name, 'absent')}. {BY_NAME}"
             )
     encoder.load_state_dict(weights)
@@ -175,7 +175,8 @@ def _split_positions(weights: Weights, before: int) -> int:
     if side**2 != table.shape[1] - before:
         raise ValueError(
             f"The position table has {table.shape[1]} rows, {before} of them not of patches. The others are no "
-            "square grid."
+            f"square grid, and this project's tables are square. {BY_NAME} Or resample those rows to a square grid "
+            "(torch.nn.functional.interpolate) and save the weights with it."
         )
     return side
 

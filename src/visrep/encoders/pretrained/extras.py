@@ -10,6 +10,7 @@ import torch
 PACKAGES = {
     "timm": "timm",
     "transformers": "hf",
+    "huggingface_hub": "hf",
     "open_clip": "open_clip",
     "onnx": "onnx",
     "onnxruntime": "onnx",

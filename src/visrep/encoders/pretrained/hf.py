@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from visrep.encoders.pretrained import timm
@@ -13,10 +14,14 @@ from visrep.encoders.pretrained.agreement import TOLERANCE, disagreement
 from visrep.encoders.pretrained.convert_resnet import to_resnet
 from visrep.encoders.pretrained.convert_vit import Untold, to_video, to_vit
 from visrep.encoders.pretrained.extras import extra
+from visrep.encoders.pretrained.hf_complete import check_complete, quiet
 from visrep.encoders.pretrained.hf_families import family
+from visrep.encoders.pretrained.hf_folder import folder_of
 from visrep.encoders.pretrained.hf_imagegpt import imagegpt
-from visrep.encoders.pretrained.hf_names import HEADS, official_names, resnet_name
+from visrep.encoders.pretrained.hf_names import official_names, resnet_name
 from visrep.encoders.pretrained.hf_wrapped import HfEncoder, HfModel, size_of
+from visrep.encoders.pretrained.hub import reached
+from visrep.encoders.pretrained.unreadable import first_line
 from visrep.method import Encoder, Preprocessing
 
 BILINEAR = 2
@@ -29,36 +34,48 @@ def load(name: str) -> Encoder:
     """The encoder ``name``: a repository on the hub, or a folder with ``config.json`` and ``model.safetensors``.
 
     Those of timm, such as Perception Encoder, are loaded by timm.
-    Raises ImportError without the extra, ConnectionError when it cannot be downloaded, ValueError for kinds of models
-    that are not known and for weights that are missing or do not fit.
+    Raises ImportError without the extra, FileNotFoundError for folders that lack a file, ConnectionError when it cannot
+    be downloaded, ValueError for kinds of models that are not known and for weights that are missing or do not fit.
     """
+    folder = folder_of(name)
+    extra("transformers")
+    if folder is not None:
+        try:
+            return _loaded(str(folder))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"hf:{name} cannot be read ({first_line(error)}). Fetch its files again."
+            ) from error
+    with reached() as silence:
+        try:
+            return _loaded(name)
+        except OSError as error:
+            raise ConnectionError(
+                f"hf:{name} cannot be loaded ({silence or first_line(error)}). Without a network, fetch config.json, "
+                f"model.safetensors and preprocessor_config.json from https://huggingface.co/{name}/tree/main, put "
+                "them into one folder and give hf:FOLDER."
+            ) from error
+
+
+def _loaded(place: str) -> Encoder:
+    """What a folder or a repository holds. Raises OSError for what cannot be had, ValueError for what does not fit."""
     transformers = extra("transformers")
+    config = transformers.AutoConfig.from_pretrained(place)
+    if config.model_type == "timm_wrapper":
+        return timm.load(f"{'local-dir' if Path(place).is_dir() else 'hf-hub'}:{place}")
+    kind = family(config.model_type)
+    config = vision_part(config)
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        if config.model_type == "timm_wrapper":
-            return timm.load(f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}")
-        kind = family(config.model_type)
-        config = vision_part(config)
-        model_class = getattr(transformers, kind.model)
-        model, info = model_class.from_pretrained(
-            name, config=config, dtype="float32", output_loading_info=True
-        )
-    except OSError as error:
-        raise ConnectionError(
-            f"hf:{name} cannot be loaded ({first_line(error)}). Without a network, fetch config.json, "
-            f"model.safetensors and preprocessor_config.json from https://huggingface.co/{name}/tree/main, put "
-            "them into one folder and give hf:FOLDER."
-        ) from error
+        with quiet():
+            model, info = getattr(transformers, kind.model).from_pretrained(
+                place, config=config, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except RuntimeError as error:
-        raise ValueError(f"hf:{name} has weights that do not fit its config.json: {error}") from error
-    if missing := [key for key in sorted(info["missing_keys"]) if not key.startswith(HEADS)]:
-        raise ValueError(
-            f"hf:{name} lacks {len(missing)} weights of {kind.model}, first {missing[0]!r}. Its config.json and its "
-            "weights are of different models."
-        )
+        raise ValueError(f"hf:{place} has weights that do not fit its config.json: {error}") from error
+    check_complete(place, kind, info)
     if config.model_type == "imagegpt":
-        return imagegpt(model, said(name))
-    return encoder_of(model, preprocessing(name, config))
+        return imagegpt(model, said(place))
+    return encoder_of(model, preprocessing(place, config))
 
 
 def encoder_of(model: nn.Module, preprocessing: Preprocessing) -> Encoder:
@@ -174,8 +191,3 @@ def triple(values: Any) -> tuple[float, float, float]:
     """A value a channel; grey images repeat theirs."""
     values = tuple(float(v) for v in (values if isinstance(values, (list, tuple)) else [values]))
     return values if len(values) == 3 else (values[0],) * 3
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
 
 from visrep.encoders.checks import check_images, check_layers, check_whole
 from visrep.encoders.pretrained.extras import extra
+from visrep.encoders.pretrained.hub import reached
+from visrep.encoders.pretrained.timm import RANDOM
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
 from visrep.encoders.wrapped import Wrapped
 from visrep.method import Encoder, Preprocessing, Tokens
@@ -26,27 +29,45 @@ class OpenClipModel(Wrapped):
 
 
 def load(name: str) -> Encoder:
-    """The image tower ``NAME@TAG`` or ``NAME@FILE``; without either it has fresh weights.
+    """The image tower ``NAME@TAG`` or ``NAME@FILE``; ``NAME@random`` has fresh weights.
 
     Raises ImportError without the extra, ConnectionError when the weights cannot be downloaded, ValueError for names
-    and tags that there are not.
+    and tags that there are not, and where neither tag nor file is given.
     """
     open_clip = extra("open_clip")
     name, _, weights = name.partition("@")
     if name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {name!r}. See open_clip.list_models().")
+    config = OpenClipModel(name)
+    if weights == RANDOM:
+        return config.build()
+    if not weights:
+        raise ValueError(
+            f"open_clip:{name} does not say which weights. Give open_clip:{name}@TAG, @FILE, or @{RANDOM} for none. "
+            f"Tags of {name}: {_tags(name)}."
+        )
+    if Path(weights).is_file():
+        return wrap(config, _created(name, weights).visual)
+    with reached() as silence:
+        return wrap(config, _created(name, weights, silence).visual)
+
+
+def _created(name: str, weights: str, silence: str = "") -> Any:
+    """open_clip's whole model; ``silence``: why the hub does not answer. See `load` for what is raised."""
     try:
-        model = open_clip.create_model(name, pretrained=weights or None, load_weights=bool(weights))
+        return extra("open_clip").create_model(name, pretrained=weights)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, OSError) or "download" in reason:
             raise ConnectionError(
-                f"the weights {weights} of open_clip:{name} cannot be had ({reason}). Without a network, fetch "
-                f"{_file_of(name, weights)} and give open_clip:{name}@FILE."
+                f"the weights {weights} of open_clip:{name} cannot be had ({silence or reason}). Without a network, "
+                f"fetch {_file_of(name, weights)} and give open_clip:{name}@FILE."
             ) from error
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ValueError(f"open_clip:{name}@{weights}: {reason} Tags of {name}: {tags}.") from error
-    return wrap(OpenClipModel(name), model.visual)
+        raise ValueError(f"open_clip:{name}@{weights}: {reason} Tags of {name}: {_tags(name)}.") from error
+
+
+def _tags(name: str) -> str:
+    return ", ".join(extra("open_clip").list_pretrained_tags_by_model(name)) or "none"
 
 
 def _file_of(name: str, tag: str) -> str:

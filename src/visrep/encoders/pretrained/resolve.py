@@ -24,7 +24,8 @@ def load_encoder(name: str | Path) -> Encoder:
 
     ``name`` is a run folder, an official checkpoint file (see `load_checkpoint`), ``timm:NAME``, ``hf:NAME_OR_FOLDER``,
     ``open_clip:NAME@TAG`` or ``pip:NAME``, an installed package. After ``timm:NAME`` or ``open_clip:NAME``, ``@FILE``
-    takes the weights from a file. ``FILE.onnx`` and ``FILE.onnx@OUTPUT`` can be judged and used, not trained.
+    takes the weights from a file, ``@random`` none. ``FILE.onnx`` and ``FILE.onnx@OUTPUT`` can be judged and used, not
+    trained.
 
     Raises FileNotFoundError, ImportError without the extra, ConnectionError when nothing can be downloaded, and
     ValueError for weights that do not fit.

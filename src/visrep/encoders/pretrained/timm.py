@@ -14,6 +14,7 @@ from visrep.encoders.pretrained.checkpoint import read_checkpoint
 from visrep.encoders.pretrained.convert_resnet import to_resnet
 from visrep.encoders.pretrained.convert_vit import Untold, Weights, to_vit
 from visrep.encoders.pretrained.extras import extra
+from visrep.encoders.pretrained.hub import reached
 from visrep.encoders.pretrained.timm_dinov3 import dinov3_names, is_dinov3
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
 from visrep.encoders.wrapped import Wrapped
@@ -21,6 +22,8 @@ from visrep.method import Encoder, Preprocessing
 
 RANDOM = "random"
 """in place of a file of weights: none at all"""
+SIMILAR = 0.7
+"""from which likeness of names on one may be meant (difflib's ratio)"""
 
 
 @dataclass(frozen=True)
@@ -48,25 +51,39 @@ def create(name: str, weights: str) -> nn.Module:
     """timm's model without classifier, for images of any size where it can. See `load` for ``weights``."""
     timm = extra("timm")
     if not timm.is_model(name) and not name.startswith(("hf-hub:", "local-dir:")):
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
-        raise ValueError(f"timm has no model {name!r}. Similar: {near}.")
-    options: dict[str, Any] = {"pretrained": not weights, "num_classes": 0}
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=SIMILAR)
+        raise ValueError(
+            f"timm has no model {name!r}. "
+            + (f"Similar: {', '.join(near)}." if near else "See timm.list_models('*PART*').")
+        )
+    if weights or name.startswith("local-dir:"):
+        model = _created(name, pretrained=not weights)
+    else:
+        with reached() as silence:
+            model = _created(name, pretrained=True, silence=silence)
+    if weights not in ("", RANDOM):
+        fill(model, Path(weights))
+    return model
+
+
+def _created(name: str, pretrained: bool, silence: str = "") -> nn.Module:
+    """timm's model; ``silence``: why the hub does not answer. See `create` for what is raised."""
+    timm = extra("timm")
+    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
     try:
         try:
-            model = timm.create_model(name, dynamic_img_size=True, **options).eval()
+            return timm.create_model(name, dynamic_img_size=True, **options).eval()
         except TypeError:  # no vision transformer
-            model = timm.create_model(name, **options).eval()
+            return timm.create_model(name, **options).eval()
     except OSError as error:
         if name.startswith("local-dir:"):
             raise FileNotFoundError(f"timm:{name}: {_short(error)}") from error
         raise ConnectionError(
-            f"the weights of timm:{name} cannot be had ({_short(error)}). Without a network, {_by_hand(name)}."
+            f"the weights of timm:{name} cannot be had ({silence or _short(error)}). Without a network, "
+            f"{_by_hand(name)}."
         ) from error
     except RuntimeError as error:
         raise ValueError(f"timm:{name}: {_short(error)}") from error
-    if weights not in ("", RANDOM):
-        fill(model, Path(weights))
-    return model
 
 
 def _by_hand(name: str) -> str:

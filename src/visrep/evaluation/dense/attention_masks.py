@@ -8,6 +8,7 @@ fits best counts, which is chosen by the answer: the number is what the best hea
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from visrep.data.dense import nearest
 from visrep.encoders.vit import ViTLike
 from visrep.evaluation.dense.boundaries import jaccard
 from visrep.evaluation.dense.exam import Exam
+from visrep.evaluation.dense.examples import region_example
 from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.objects import counted, foreground
+from visrep.evaluation.examples import Example, spread
 from visrep.evaluation.results import Inapplicable, Measure
 from visrep.method import Encoder
 
@@ -61,6 +64,8 @@ def attention_masks(exam: Exam) -> list[Measure]:
     overlaps: list[list[float]] = []
     rows: list[int] = []
     everything: list[float] = []
+    examples: list[Example] = []
+    shown = spread(len(exam.test))
     for row, (attention, grid) in enumerate(_looks(exam, network)):
         answers = exam.test.source.answers(int(exam.test.index[row]))
         asked = counted(answers)
@@ -68,7 +73,11 @@ def attention_masks(exam: Exam) -> list[Measure]:
         if not marked.any():
             continue
         rows.append(row)
-        overlaps.append(head_overlaps(masks_of(attention), grid, marked, asked))
+        masks = masks_of(attention)
+        overlaps.append(head_overlaps(masks, grid, marked, asked))
+        if row in shown:
+            best = masks[int(np.argmax(overlaps[-1]))].unflatten(0, grid).numpy()
+            examples.append(region_example(exam.test, row, marked, best))
         everything.append(float(marked.sum() / asked.sum()))
     if not rows:
         raise Inapplicable(f"attention-masks needs objects, and none of the {len(exam.test)} images has one.")
@@ -76,13 +85,14 @@ def attention_masks(exam: Exam) -> list[Measure]:
     groups = exam.test.groups[rows]
     settings = {"mass": MASS, "heads": by_head.shape[1], "image": exam.image}
     details = {"the whole image": round(100 * float(np.mean(everything)), 2)}
-    return [
+    best, mean = (
         Measure(
             "attention-masks", metric, float(values.mean()), *interval(values, groups, seed=exam.seed), {**settings},
             n_test=len(rows), details=details,
         )
         for metric, values in (("Jaccard", by_head.max(1)), ("Jaccard, mean head", by_head.mean(1)))
-    ]  # fmt: skip
+    )  # fmt: skip
+    return [replace(best, examples=examples), mean]
 
 
 def check_looks(network: Encoder) -> None:

@@ -12,6 +12,7 @@ and different objects of one shape, which asks for parts that mean the same. Int
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,14 +26,20 @@ from visrep.data.dense import DenseSource, DenseSubset
 from visrep.data.dense_playground import DensePlayground
 from visrep.data.playground_pairs import KINDS, PlaygroundPairs, PointPair
 from visrep.evaluation.dense.exam import Exam
+from visrep.evaluation.dense.examples import point_example
 from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.patches import extract_patches, pixel_patches
+from visrep.evaluation.examples import spread
 from visrep.evaluation.results import Inapplicable, Measure, Setting
 
 REACH = 0.1
 """of the longer side of the object's box"""
+Places = list[Float64[np.ndarray, "_ 2"]]
+"""rows and columns, pair by pair"""
 Hits = list[Bool[np.ndarray, " _"]]
 MOST = 200
+"""pairs of a kind"""
+SHOWN = 2
 """pairs of a kind"""
 
 
@@ -99,9 +106,10 @@ def _measures(exam: Exam, pairs: list[PointPair], kind: str) -> list[Measure]:
         exam.network, canvases, layer=exam.layer, size=exam.image, device=exam.device, progress=exam.progress
     )
     colours = pixel_patches(canvases, (found.tokens.shape[1], found.tokens.shape[2]))
-    right = hits(found.tokens, pairs)
+    places = found_places(found.tokens, pairs)
+    right = hits(places, pairs)
     others = {
-        "colours and places of patches": hits(colours.tokens, pairs),
+        "colours and places of patches": hits(found_places(colours.tokens, pairs), pairs),
         "the same place": [correct(pair.points, pair.partners, pair.extent) for pair in pairs],
     }
     settings: dict[str, Setting] = {"reach": REACH, "points": sum(map(len, right)), "image": exam.image}
@@ -115,17 +123,23 @@ def _measures(exam: Exam, pairs: list[PointPair], kind: str) -> list[Measure]:
                 "correspondence", metric, float(values.mean()), *ends, {**settings}, n_test=n, details=details
             )
         )
-    return measures
+    first, *rest = measures
+    shown = [point_example(pairs[i], places[i], right[i]) for i in spread(n, SHOWN)]
+    return [replace(first, examples=shown), *rest]
 
 
-def hits(tokens: Float[Tensor, "n h w d"], pairs: list[PointPair]) -> Hits:
-    """Of each pair, whether its points are found; patch features of all first and then of all second images."""
+def found_places(tokens: Float[Tensor, "n h w d"], pairs: list[PointPair]) -> Places:
+    """Of each pair, where its points are found; patch features of all first and then of all second images."""
     maps = tokens.float().permute(0, 3, 1, 2)
-    found: Hits = []
-    for pair, source, target in zip(pairs, *maps.chunk(2), strict=True):
-        shape = (pair.source.shape[0], pair.source.shape[1])
-        found.append(correct(matched(source, target, pair.points, shape), pair.partners, pair.extent))
-    return found
+    return [
+        matched(source, target, pair.points, (pair.source.shape[0], pair.source.shape[1]))
+        for pair, source, target in zip(pairs, *maps.chunk(2), strict=True)
+    ]
+
+
+def hits(found: Places, pairs: list[PointPair]) -> Hits:
+    """Of each pair, whether its points are found."""
+    return [correct(places, pair.partners, pair.extent) for places, pair in zip(found, pairs, strict=True)]
 
 
 def by_image(right: Hits) -> tuple[np.ndarray, np.ndarray]:

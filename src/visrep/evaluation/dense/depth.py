@@ -13,11 +13,14 @@ chosen on held-out training images, of the published 3e-4, 1e-3, 3e-3, 1e-2 and 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
+from visrep.evaluation.dense.examples import depth_examples
 from visrep.evaluation.dense.heads import (
     CHOOSING_STEPS,
     RATES,
@@ -30,6 +33,7 @@ from visrep.evaluation.dense.heads import (
 )
 from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.segmentation import JUDGED
+from visrep.evaluation.examples import Example, some_of, spread
 from visrep.evaluation.results import Measure
 
 SCHEDULE = Schedule(passes=25, warmup=1 / 3, weight_decay=1e-4, betas=(0.9, 0.99))
@@ -55,11 +59,11 @@ def depth(exam: Exam) -> list[Measure]:
     """
     exams = exam.folds()
     judged = [_judged(fold) for fold in exams]
-    found = {name: torch.cat([errors[name] for _, errors in judged]) for name in judged[0][1]}
+    found = {name: torch.cat([errors[name] for _, errors, _ in judged]) for name in judged[0][1]}
     found[RMSE] = found[RMSE] / exam.train.depth.max()
-    folds = Folds.of(exams, [rate for rate, _ in judged])
+    folds = Folds.of(exams, [rate for rate, _, _ in judged])
     settings = {**folds.settings, "image": exam.image, "steps": SCHEDULE.steps(folds.n_train)}
-    return [
+    first, *others = (
         Measure(
             "depth",
             metric,
@@ -70,17 +74,19 @@ def depth(exam: Exam) -> list[Measure]:
             n_test=len(exam.test),
         )
         for metric, values in found.items()
-    ]
+    )
+    return [replace(first, examples=some_of(examples for _, _, examples in judged)), *others]
 
 
-def _judged(exam: Exam) -> tuple[float, dict[str, Float[Tensor, " n"]]]:
-    """The learning rate chosen on held-out training images, and the errors of a head trained with it on all."""
+def _judged(exam: Exam) -> tuple[float, dict[str, Float[Tensor, " n"]], list[Example]]:
+    """The learning rate chosen on held-out training images; errors of a head trained with it on all; some answers."""
     furthest = float(exam.train.depth.max())
     fitted, held_out = hold_out(exam.train, exam.seed)
     tried = judge(fit(exam, fitted, RATES, furthest, choosing=True), held_out, exam.device)
     rate = min(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1][RMSE].mean()))[0]
-    (errors,) = judge(fit(exam, exam.train, (rate,), furthest), exam.test, exam.device)
-    return rate, errors
+    heads = fit(exam, exam.train, (rate,), furthest)
+    (errors,) = judge(heads, exam.test, exam.device)
+    return rate, errors, _examples(heads, exam)
 
 
 class DepthHeads(LinearHeads):
@@ -145,6 +151,14 @@ def judge(heads: DepthHeads, side: DenseSide, device: torch.device) -> list[dict
         {name: torch.cat([part[name] for part in of_one]) for name in of_one[0]}
         for of_one in zip(*parts, strict=True)
     ]
+
+
+@torch.no_grad()
+def _examples(heads: DepthHeads, exam: Exam) -> list[Example]:
+    """Of the only head."""
+    some = exam.test.at(torch.tensor(spread(len(exam.test))))
+    maps = heads(maps_of(some, slice(None), exam.device))[:, 0]
+    return depth_examples(some, enlarged(maps, some.size)[:, 0].cpu())
 
 
 def errors_of(found: Float[Tensor, "b h w"], true: Float[Tensor, "b h w"]) -> dict[str, Float[Tensor, " b"]]:

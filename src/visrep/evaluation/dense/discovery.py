@@ -14,11 +14,13 @@ import torch
 
 from visrep.evaluation.dense.boxes import CENTRE, WHOLE, Box, overlap
 from visrep.evaluation.dense.exam import Exam
+from visrep.evaluation.dense.examples import box_example
 from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.keys import keys_or_tokens, kind_of
 from visrep.evaluation.dense.lost import EXPANSION, Found, lost
 from visrep.evaluation.dense.objects import true_boxes
 from visrep.evaluation.dense.tokencut import EPS, TAU, tokencut
+from visrep.evaluation.examples import spread
 from visrep.evaluation.results import Inapplicable, Measure, Setting
 
 RIGHT = 0.5
@@ -57,7 +59,8 @@ def _corloc(protocol: str, search: Search, settings: dict[str, Setting], exam: E
     caution = f"{protocol} finds no more objects than {best} ({guessed[best]:.1f} %)"
     network = exam.network
     assert network is not None, "discovery reads the network"
-    groups = exam.test.groups[list(truth)]
+    rows = list(truth)
+    groups, shown = exam.test.groups[rows], [rows[number] for number in spread(len(rows))]
     return [
         Measure(
             protocol,
@@ -68,6 +71,7 @@ def _corloc(protocol: str, search: Search, settings: dict[str, Setting], exam: E
             caution if 100 * value <= guessed[best] else "",
             n_test=len(hits),
             details={name: round(share, 2) for name, share in guessed.items()},
+            examples=[box_example(exam.test, row, truth[row], found[row]) for row in shown],
         )
     ]
 

@@ -10,14 +10,18 @@ count in no share, and patches without others are left out, where the published 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
+from visrep.evaluation.dense.examples import class_examples
 from visrep.evaluation.dense.miou import Counts
 from visrep.evaluation.dense.segmentation import JUDGED, check_marked, named, unseen
+from visrep.evaluation.examples import Example, some_of, spread
 from visrep.evaluation.results import Measure
 
 NEIGHBOURS = 30
@@ -35,26 +39,35 @@ def hummingbird(exam: Exam) -> list[Measure]:
     """
     exams = exam.folds()
     found = [_judged(fold) for fold in exams]
-    folds, memory = Folds.of(exams, ()), min(size for size, _ in found)
+    folds, memory = Folds.of(exams, ()), min(size for size, _, _ in found)
     settings = {
         **folds.settings, "image": exam.image, "memory": memory, "neighbours": min(NEIGHBOURS, memory),
     }  # fmt: skip
-    counts = Counts.joined([counts for _, counts in found])
+    counts = Counts.joined([counts for _, counts, _ in found])
     how = {"groups": folds.groups, "n_train": folds.n_train}
-    return [counts.measure("hummingbird", settings, exam.test.names, **how, caution=unseen(exams))]
+    measure = counts.measure("hummingbird", settings, exam.test.names, **how, caution=unseen(exams))
+    return [replace(measure, examples=some_of(examples for _, _, examples in found))]
 
 
-def _judged(exam: Exam) -> tuple[int, Counts]:
-    """How many patches are remembered, and what they say of the test images."""
+def _judged(exam: Exam) -> tuple[int, Counts, list[Example]]:
+    """How many patches are remembered, what they say of the test images, and some of it."""
     check_marked(exam.train)
     keys, values = remember(exam.train, seed=exam.seed, device=exam.device)
     test, parts = exam.test, []
     for rows in torch.arange(len(test)).split(JUDGED):
         side = test.at(rows)
-        queries = side.tokens.to(exam.device).float()
-        found = look_up(queries.flatten(0, 2), keys, values).unflatten(0, queries.shape[:3])
-        parts.append(Counts.of(named(found.permute(0, 3, 1, 2), test.size), side.classes, len(test.names)))
-    return len(keys), Counts.joined(parts)
+        parts.append(Counts.of(answered(side, keys, values), side.classes, len(test.names)))
+    some = test.at(torch.tensor(spread(len(test))))
+    return len(keys), Counts.joined(parts), class_examples(some, answered(some, keys, values))
+
+
+def answered(
+    side: DenseSide, keys: Float[Tensor, "m d"], values: Float[Tensor, "m k"]
+) -> Int64[Tensor, "b s s"]:
+    """The class of each pixel, from the memory."""
+    queries = side.tokens.to(keys.device).float()
+    found = look_up(queries.flatten(0, 2), keys, values).unflatten(0, queries.shape[:3])
+    return named(found.permute(0, 3, 1, 2), side.size)
 
 
 def remember(

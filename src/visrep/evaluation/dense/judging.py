@@ -15,6 +15,7 @@ from visrep.evaluation.dense.patches import input_size
 from visrep.evaluation.dense.protocols import DENSE, lacking
 from visrep.evaluation.dense.roles import Roles, assign_roles
 from visrep.evaluation.dense.sitting import DenseSitting, ReadOut
+from visrep.evaluation.examples import Strip
 from visrep.evaluation.feature_cache import FeatureStore
 from visrep.evaluation.results import Inapplicable, Result
 from visrep.method import Encoder
@@ -28,6 +29,8 @@ class DenseFindings:
     roles: Roles
     warnings: list[str]
     notes: list[str]
+    pictures: dict[str, list[Strip]]
+    """by protocol, of some of the judged images"""
 
     @property
     def split(self) -> str:
@@ -134,7 +137,8 @@ def judge_dense(
         if grid is not None and any(DENSE[name].reads == "tokens" for name in runnable):
             sitting.judge_pixels(grid)
     notes = list(dict.fromkeys(sitting.store.notes))
-    return DenseFindings(sitting.results, roles, [*sitting.warnings(), *left_out], notes)
+    warnings = [*sitting.warnings(), *left_out]
+    return DenseFindings(sitting.results, roles, warnings, notes, sitting.pictures())
 
 
 def _layers(encoder: Encoder, asked: tuple[int, ...] | Literal["all"]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ published 1e-3, 3e-3, 1e-2 and 3e-2; at least 500 steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from visrep.data.dense import IGNORE
 from visrep.evaluation.dense.exam import DenseSide, Exam, Folds
+from visrep.evaluation.dense.examples import class_examples
 from visrep.evaluation.dense.heads import (
     CHOOSING_STEPS,
     RATES,
@@ -31,6 +33,7 @@ from visrep.evaluation.dense.heads import (
     train_heads,
 )
 from visrep.evaluation.dense.miou import Counts
+from visrep.evaluation.examples import Example, some_of, spread
 from visrep.evaluation.results import Inapplicable, Measure
 
 SCHEDULE = Schedule(passes=32, warmup=1500 / 40_000, weight_decay=1e-3)
@@ -45,21 +48,23 @@ def segmentation(exam: Exam) -> list[Measure]:
     """
     exams = exam.folds()
     found = [_judged(fold) for fold in exams]
-    folds = Folds.of(exams, [rate for rate, _ in found])
+    folds = Folds.of(exams, [rate for rate, _, _ in found])
     settings = {**folds.settings, "image": exam.image, "steps": SCHEDULE.steps(folds.n_train)}
-    counts = Counts.joined([counts for _, counts in found])
+    counts = Counts.joined([counts for _, counts, _ in found])
     how = {"groups": folds.groups, "n_train": folds.n_train}
-    return [counts.measure("segmentation", settings, exam.test.names, **how, caution=unseen(exams))]
+    measure = counts.measure("segmentation", settings, exam.test.names, **how, caution=unseen(exams))
+    return [replace(measure, examples=some_of(examples for _, _, examples in found))]
 
 
-def _judged(exam: Exam) -> tuple[float, Counts]:
-    """The learning rate chosen on held-out training images, and what a head trained with it on all says of the test."""
+def _judged(exam: Exam) -> tuple[float, Counts, list[Example]]:
+    """The learning rate chosen on held-out training images; what a head trained with it on all says; some of it."""
     check_marked(exam.train)
     fitted, held_out = hold_out(exam.train, exam.seed)
     tried = judge(fit(exam, fitted, RATES, choosing=True), held_out, exam.device)
     rate = max(zip(RATES, tried, strict=True), key=lambda pair: float(pair[1].iou().nanmean()))[0]
-    (counts,) = judge(fit(exam, exam.train, (rate,)), exam.test, exam.device)
-    return rate, counts
+    heads = fit(exam, exam.train, (rate,))
+    (counts,) = judge(heads, exam.test, exam.device)
+    return rate, counts, _examples(heads, exam)
 
 
 def fit(exam: Exam, side: DenseSide, rates: tuple[float, ...], *, choosing: bool = False) -> LinearHeads:
@@ -99,6 +104,13 @@ def judge(heads: LinearHeads, side: DenseSide, device: torch.device) -> list[Cou
             [Counts.of(named(of_one, side.size), classes, len(side.names)) for of_one in maps.unbind(1)]
         )
     return [Counts.joined(list(of_one)) for of_one in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def _examples(heads: LinearHeads, exam: Exam) -> list[Example]:
+    """Of the only head."""
+    some = exam.test.at(torch.tensor(spread(len(exam.test))))
+    return class_examples(some, named(heads(maps_of(some, slice(None), exam.device))[:, 0], some.size))
 
 
 def named(scores: Float[Tensor, "b k h w"], size: int) -> Int64[Tensor, "b s s"]:

@@ -17,10 +17,12 @@ from visrep.evaluation.dense.intervals import few_videos
 from visrep.evaluation.dense.patches import Patches, extract_patches, pixel_patches
 from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.dense.roles import Base, Roles
+from visrep.evaluation.examples import Example, Strip, strips
 from visrep.evaluation.feature_cache import FeatureStore
 from visrep.evaluation.features import Features
 from visrep.evaluation.fingerprint import digest_of
 from visrep.evaluation.results import Inapplicable, Judged, Measure, Result
+from visrep.evaluation.timing import CLOCK, PASS
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
 from visrep.progress import tracked
@@ -51,6 +53,8 @@ class DenseSitting:
     results: list[Result] = field(default_factory=list)
     cautions: dict[str, list[str]] = field(default_factory=dict)
     """with those that they are about"""
+    examples: dict[str, dict[str, list[Example]]] = field(default_factory=dict)
+    """of the last layer, by protocol and who was judged"""
 
     def judge_encoder(self, encoder: Encoder) -> None:
         """Raises ValueError for patches that are not finite."""
@@ -93,7 +97,7 @@ class DenseSitting:
 
     def warnings(self) -> list[str]:
         """Cautions with those that they are about, what was left out of the data, and what could not be read."""
-        said = [f"{caution} ({', '.join(names)})" for caution, names in self.cautions.items()]
+        said = [f"{caution} ({', '.join(dict.fromkeys(names))})" for caution, names in self.cautions.items()]
         said += [self._few_videos(fits) for fits in (True, False)]
         for base in self.roles.bases:
             said += base.key.source.notes
@@ -104,6 +108,10 @@ class DenseSitting:
                     f"{found[0]}"
                 )
         return list(filter(None, said))
+
+    def pictures(self) -> dict[str, list[Strip]]:
+        """By protocol, some of the judged images with all that was said of them."""
+        return {name: strips(self.examples[name]) for name in self.protocols if name in self.examples}
 
     def _few_videos(self, fits: bool) -> str:
         """A caution about the protocols that fit, or about the others; "" for enough videos, and for images."""
@@ -121,6 +129,7 @@ class DenseSitting:
         """From disk, or by a pass of the network."""
 
         def encode(base: Base, layer: int) -> Patches:
+            @CLOCK.timed(PASS)
             def passed(layers: tuple[int, ...], tokens: bool) -> Features:
                 found = extract_patches(
                     network(),
@@ -147,12 +156,16 @@ class DenseSitting:
         jobs = self._jobs(network is not None)
         for name, layer in tracked(jobs, f"dense protocols, {who}", shown=self.progress):
             try:
-                measures = self._run(name, who, encode, network, layer)
+                with CLOCK.timed(name):
+                    measures = self._run(name, who, encode, network, layer)
             except Inapplicable as error:
                 if not self.lenient:
                     raise
                 self._note(f"left out: {error}", who)
                 continue
+            if layer in (0, self.layers[0]):
+                said = [example for measure in measures for example in measure.examples]
+                self.examples.setdefault(name, {})[who] = said
             found += [measure.result(who, layer, self.read_out) for measure in measures]
             for caution in dict.fromkeys(measure.caution for measure in measures if measure.caution):
                 self._note(caution, who)

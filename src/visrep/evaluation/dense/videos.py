@@ -9,7 +9,7 @@ bootstrap over videos.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
@@ -20,8 +20,10 @@ from jaxtyping import Int64
 from visrep.data.dense import nearest
 from visrep.evaluation.dense.boundaries import boundary_f, jaccard
 from visrep.evaluation.dense.exam import Exam
+from visrep.evaluation.dense.examples import video_example
 from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.propagation import Propagation, carried, decided
+from visrep.evaluation.examples import Example, spread
 from visrep.evaluation.results import Inapplicable, Measure, Setting
 
 SHORTEST = 3
@@ -54,6 +56,7 @@ class Video:
     """of the first mask in all frames"""
     frames: int
     """that were judged"""
+    example: Example
 
 
 def propagation(exam: Exam) -> list[Measure]:
@@ -64,9 +67,11 @@ def propagation(exam: Exam) -> list[Measure]:
         truth = _truth(exam, rows)
         if len(rows) >= SHORTEST and truth[0].any():
             parts = PurePath(exam.test.source.key(int(exam.test.index[rows[0]]))).parts
-            found = scores(_propagated(exam, rows, truth, settings), truth)
+            masks = _propagated(exam, rows, truth, settings)
+            found = scores(masks, truth)
             still = scores([truth[0]] * len(rows), truth)
-            videos.append(Video("/".join(parts[1:-1]) or parts[0], found, still, len(rows) - 2))
+            name = "/".join(parts[1:-1]) or parts[0]
+            videos.append(Video(name, found, still, len(rows) - 2, _example(exam, rows, truth, masks)))
     if not videos:
         raise Inapplicable(
             f"propagation needs videos of {SHORTEST} frames or more with an object in the first; there is none."
@@ -114,6 +119,11 @@ def _propagated(exam: Exam, rows: np.ndarray, truth: Masks, settings: Propagatio
     return masks
 
 
+def _example(exam: Exam, rows: Int64[np.ndarray, " t"], truth: Masks, masks: Masks) -> Example:
+    """The first frame and the last one that is scored."""
+    return video_example(exam.test, int(rows[0]), int(rows[-2]), truth[0], truth[-2], masks[-2])
+
+
 def _measures(exam: Exam, videos: list[Video], settings: Propagation) -> list[Measure]:
     about: dict[str, Setting] = {**asdict(settings), "videos": len(videos), "image": exam.image}
     caution = ""
@@ -139,7 +149,9 @@ def _measures(exam: Exam, videos: list[Video], settings: Propagation) -> list[Me
                 details=details,
             )
         )  # fmt: skip
-    return measures
+    first, *others = measures
+    shown = [videos[number].example for number in spread(len(videos))]
+    return [replace(first, examples=shown), *others]
 
 
 METRICS: dict[str, Callable[[Scores], list[float]]] = {

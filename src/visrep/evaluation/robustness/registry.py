@@ -7,6 +7,7 @@ from collections.abc import Callable
 from visrep.evaluation.results import Inapplicable, Judged, Result
 from visrep.evaluation.robustness import backgrounds, corruptions, ood_layers, shifts
 from visrep.evaluation.robustness.base import Found, Subjects
+from visrep.evaluation.timing import CLOCK
 
 ROBUST: dict[str, Callable[[Subjects], Found]] = {
     corruptions.NAME: corruptions.corruptions,
@@ -32,7 +33,8 @@ def judge_robust(
         if name not in ROBUST:
             continue
         try:
-            found = ROBUST[name](subjects)
+            with CLOCK.timed(name):
+                found = ROBUST[name](subjects)
         except Inapplicable as error:
             if not lenient:
                 raise

@@ -37,7 +37,7 @@ from visrep.nn.positions import sincos_2d
 from visrep.nn.predictor import Predictor
 from visrep.nn.teacher import Teacher
 from visrep.nn.transformer import xavier
-from visrep.schedules import Constant, Cosine, Ramp, Schedule, Warmup
+from visrep.schedules import Constant, Cosine, Line, Schedule, Warmup
 from visrep.views import OneView, View
 
 CROP = View(scale=(0.3, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0, interpolation="bilinear")
@@ -61,7 +61,7 @@ class Config:
     """last layers of the teacher to predict; more than one as in data2vec (see `blended`), which short runs need"""
     loud: bool = False
     """start linear layers as MAE does, not at a deviation of .02, which is too quiet for networks a hundred wide"""
-    teacher_decay: Schedule = Ramp(0.996, 1.0, epochs=600)
+    teacher_decay: Schedule = Line(0.996, 1.0)
     """begin at 0.98 to 0.99 in runs of few steps, and end the ramp with the run"""
 
 
@@ -170,7 +170,7 @@ def tiny() -> Run[Config]:
             context_scale=(1.0, 1.0),
             predictor_width=16,
             predictor_depth=1,
-            teacher_decay=Ramp(0.98, 1.0, epochs=10),
+            teacher_decay=Line(0.98, 1.0),
         ),
         optim=_adamw(lr=3e-3, warmup=0.2, weight_decay=Constant(0.05)),
         data="playground:n=64,size=32",
@@ -195,7 +195,7 @@ def small32() -> Run[Config]:
             predictor_depth=2,
             target_layers=4,
             loud=True,
-            teacher_decay=Ramp(0.99, 1.0, epochs=10),
+            teacher_decay=Line(0.99, 1.0),
         ),
         optim=replace(_adamw(lr=1.5e-3, warmup=1.0, weight_decay=Constant(0.05)), betas=(0.9, 0.95)),
         limit=10_000,
@@ -217,7 +217,7 @@ def imagenette128() -> Run[Config]:
             context_scale=(1.0, 1.0),
             predictor_width=192,
             predictor_depth=4,
-            teacher_decay=Ramp(0.99, 1.0, epochs=100),
+            teacher_decay=Line(0.99, 1.0),
         ),
         optim=_adamw(lr=1e-3, final=1e-6, warmup=10.0, weight_decay=Cosine(0.04, 0.4)),
         epochs=100,
@@ -231,7 +231,7 @@ def paper() -> Run[Config]:
         method=Config(
             encoder=ViT(patch=14, width=1280, depth=32, heads=16, position="sincos", cls=False),
             predictor_depth=12,
-            teacher_decay=Ramp(0.996, 1.0, epochs=300),
+            teacher_decay=Line(0.996, 1.0),
         ),
         optim=_adamw(lr=1e-3, final=1e-6, warmup=40.0, weight_decay=Cosine(0.04, 0.4), start=2e-4),
         epochs=300,

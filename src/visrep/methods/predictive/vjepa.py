@@ -40,7 +40,7 @@ from visrep.nn.positions_video import rotary_3d
 from visrep.nn.predictor import Predictor
 from visrep.nn.teacher import Teacher
 from visrep.nn.transformer import xavier
-from visrep.schedules import Constant, Cosine, Ramp, Schedule, Warmup
+from visrep.schedules import Constant, Cosine, Line, Schedule, Warmup
 from visrep.views import OneView, View
 
 CROP = View(scale=(0.3, 1.0), ratio=(0.75, 1.35), jitter=0.0, gray=0.0, blur=0.0, interpolation="bilinear")
@@ -187,7 +187,7 @@ def tiny() -> Run[Config]:
             predictor_width=24,
             predictor_depth=2,
             predictor_heads=2,
-            teacher_decay=Ramp(0.98, 1.0, epochs=10),
+            teacher_decay=Line(0.98, 1.0),
         ),
         optim=_adamw(lr=Warmup(epochs=0.2, then=Cosine(3e-3, 0.0))),
         data="playground-video:n=64,size=32,frames=4",
@@ -211,7 +211,7 @@ def small32() -> Run[Config]:
             predictor_width=64,
             predictor_depth=2,
             predictor_heads=4,
-            teacher_decay=Ramp(0.98, 1.0, epochs=8),
+            teacher_decay=Line(0.98, 1.0),
         ),
         optim=replace(_adamw(lr=Warmup(epochs=1, then=Cosine(2e-3, 0.0))), betas=(0.9, 0.95)),
         data="playground-video:n=4000,size=48,frames=8",
@@ -227,7 +227,7 @@ def davis64() -> Run[Config]:
     run = small32()
     encoder = replace(run.method.encoder, image=64, patch=8)
     method = replace(run.method, encoder=encoder, views=OneView(replace(CROP, size=64), frames=8))
-    return replace(run, method=replace(method, teacher_decay=Ramp(0.98, 1.0, epochs=40)), epochs=40, batch=32)
+    return replace(run, method=method, epochs=40, batch=32)
 
 
 def paper() -> Run[Config]:
@@ -243,7 +243,7 @@ def cooldown() -> Run[Config]:
     run = paper()
     encoder, views = replace(run.method.encoder, frames=64), replace(run.method.views, frames=64)
     method = replace(run.method, encoder=encoder, views=views)
-    return replace(run, method=method, optim=_adamw(lr=Ramp(5.25e-4, 1e-6, epochs=40)), epochs=40)
+    return replace(run, method=method, optim=_adamw(lr=Line(5.25e-4, 1e-6)), epochs=12)
 
 
 def _adamw(*, lr: Schedule) -> Optim:

@@ -39,8 +39,10 @@ def evaluate(
 
     ``run`` may be any encoder that `load_encoder` knows; nothing is written then without ``out``. ``protocols`` of
     ("all",) are those that leave the encoder as it is. A file of the same images and weights keeps the protocols that
-    it has, one of others is put beside it. With ``keep``, features stay in ``features`` of the run folder (of public
-    encoders in the user's cache), so that the next call needs no pass over the images.
+    it has, one of others is put beside it. Until it is written each judgement is kept in ``evaluation-unfinished``: the
+    same call again continues one that was stopped. Protocols that do not apply are left out (`Evaluation.unjudged`).
+    With ``keep``, features stay in ``features`` of the run folder (of public encoders in the user's cache), so that the
+    next call needs no pass over the images.
 
     Without ``test``, a held-out part of ``data`` is used: its own test or val part, else a fifth of it.
     ``limit`` and ``test_limit`` keep the first images of every class, in proportion. Dense protocols (segmentation,
@@ -54,6 +56,7 @@ def evaluate(
     from visrep.evaluation.dense.opening import open_for
     from visrep.evaluation.evaluate import evaluate
     from visrep.evaluation.feature_cache import features_folder
+    from visrep.evaluation.minutes import Journal
     from visrep.evaluation.sheet import made_by, save_sheet
     from visrep.evaluation.timing import CLOCK
     from visrep.machine import default_device, described, keep_freed_memory
@@ -61,6 +64,8 @@ def evaluate(
     keep_freed_memory()
     train, held_out = open_for(protocols, data, test)
     device = default_device()
+    path = Path(out) if out is not None else None if is_public(run) else Path(run) / "evaluation.json"
+    journal = Journal(path and path.with_name(f"{path.stem}-unfinished"))
     with CLOCK.measuring() as seconds:
         result = evaluate(
             load_encoder(run),
@@ -75,15 +80,16 @@ def evaluate(
             size=size,
             read_out=read_out,
             keep=features_folder(run) if keep else None,
+            journal=journal,
             device=device,
             seed=seed,
             progress=progress,
         )
     result = replace(result, made=[made_by(result, str(run), command, described(device), seconds)])
-    path = Path(out) if out is not None else None if is_public(run) else Path(run) / "evaluation.json"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         result = replace(result, notes=[*result.notes, *save_sheet(path, result)])
+        journal.close()
     return result
 
 

@@ -65,10 +65,10 @@ def main() -> None:
         else:
             raise ValueError(f"There is no command {name!r}. Available: pretrain, {', '.join(COMMANDS)}.")
     except KeyboardInterrupt:
-        how = "the same command" if name == "compare" else "--resume"
-        Console(stderr=True).print(
-            f"Stopped. A checkpoint was saved if training had begun: {how} continues it."
-        )
+        kept = "A checkpoint was saved if training had begun"
+        how = "the same command" if name in ("compare", "evaluate") else "--resume"
+        kept = "What was judged is kept" if name == "evaluate" else kept
+        Console(stderr=True).print(f"Stopped. {kept}: {how} continues it.")
         sys.exit(130)
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         Console(stderr=True).print(f"[bold red]visrep {name}:[/] {error}", highlight=False, soft_wrap=True)

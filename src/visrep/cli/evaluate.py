@@ -74,6 +74,10 @@ def evaluate(
         command=typed("evaluate"),
     )
     print_table(result)
+    if result.unjudged:
+        raise ValueError(
+            f"{', '.join(result.unjudged)} could not be judged, the rest was. {' '.join(result.unjudged.values())}"
+        )
 
 
 def number(layer: str) -> int:

@@ -57,6 +57,12 @@ def suite(
         console.print(_table(found, protocol))
     for warning in found.warnings:
         console.print(f"! {warning}", style="yellow", highlight=False, markup=False)
+    if unjudged := {name: one.unjudged for name, one in found.evaluations.items() if one.unjudged}:
+        said = [
+            f"{', '.join(reasons)} on {name}. {' '.join(reasons.values())}"
+            for name, reasons in unjudged.items()
+        ]
+        raise ValueError(f"could not be judged, the rest was: {' '.join(said)}")
 
 
 def _table(found: Suite, protocol: str) -> Table:

@@ -17,8 +17,9 @@ from visrep.evaluation.dense.protocols import DENSE
 from visrep.evaluation.dense.sitting import ReadOut
 from visrep.evaluation.examples import Strip
 from visrep.evaluation.feature_cache import FeatureStore, Side
-from visrep.evaluation.fingerprint import fingerprint
+from visrep.evaluation.fingerprint import fingerprint, judged_by
 from visrep.evaluation.labels import without_test_images
+from visrep.evaluation.minutes import Journal, Minutes
 from visrep.evaluation.options import check_read
 from visrep.evaluation.poolings import LAST_4, check_poolings, last_layers
 from visrep.evaluation.protocols import (
@@ -31,7 +32,7 @@ from visrep.evaluation.protocols import (
     reads_vectors,
     without_all,
 )
-from visrep.evaluation.results import Result
+from visrep.evaluation.results import Inapplicable, Result
 from visrep.evaluation.robustness.registry import EVERY_LAYER
 from visrep.evaluation.sides import TEST_SHARE, labelled_sides
 from visrep.evaluation.sitting import Asked, Sitting
@@ -59,11 +60,14 @@ class Evaluation:
     """by dense protocol, what was said of some of the judged images"""
     made: list[dict[str, Any]] = field(default_factory=list)
     """by which calls: encoder and command as given, protocols, machine, seconds (see `evaluation.sheet.made_by`)"""
+    unjudged: dict[str, str] = field(default_factory=dict)
+    """protocols that were asked for by name and gave no number, with the reason"""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as evaluation.json holds them."""
         values = asdict(replace(self, pictures={}))
-        return {name: value for name, value in values.items() if name not in ("notes", "pictures")}
+        of_this_call = ("notes", "pictures", "unjudged")
+        return {name: value for name, value in values.items() if name not in of_this_call}
 
 
 def evaluate(
@@ -80,6 +84,7 @@ def evaluate(
     size: int = 0,
     read_out: ReadOut = "tokens",
     keep: Path | None = None,
+    journal: Journal | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: bool = False,
@@ -93,6 +98,7 @@ def evaluate(
     ``baselines`` adds the untrained twin (see `untrained_twin`) in every protocol and raw pixels (32 x 32, normalised)
     in those that read one vector an image. An encoder of images sees clips frame by frame (see `FrameAverage`).
     Features are kept in the folder ``keep`` and read from there the next time (see `FeatureStore`).
+    A ``journal`` keeps each judgement at once, and gives back those of a call that did not come to its end.
     ``seed`` draws splits, twin, probes and resamples.
 
     Dense protocols want images with masks or depth, a `DenseSource`, and need no labels. They see whole images as
@@ -100,8 +106,9 @@ def evaluate(
     colours and the place of each patch. A ``read_out`` of pyramid gives probes maps of several resolutions side by side
     (see `Pyramid`) instead of the patches of one layer.
 
-    Raises ValueError for an unknown protocol, an option that no protocol reads, labels or masks that cannot be used, or
-    features that are not finite.
+    A protocol that turns out not to apply is left out: `Evaluation.unjudged` names those that were asked for by name.
+    Raises Inapplicable where none applies, and ValueError for an unknown protocol, an option that no protocol reads,
+    labels or masks that cannot be used, or features that are not finite.
     """
     protocols = full_names(protocols)
     images, dense = by_kind(protocols, train)
@@ -109,12 +116,13 @@ def evaluate(
     check_poolings(poolings)
     given = {"layers": layers != (), "poolings": poolings != ("auto",), "size": size > 0}
     ignored = check_read((*images, *dense), **given, pyramid=read_out == "pyramid")
+    journal = journal or Journal(None)
     how: dict[str, Any] = {
-        "lenient": ALL in protocols,
         "layers": layers,
         "baselines": baselines,
         "limits": (limit, test_limit),
         "keep": keep,
+        "journal": journal,
         "device": torch.device(device),
         "seed": seed,
         "progress": progress,
@@ -123,10 +131,15 @@ def evaluate(
     masked = None
     if dense:
         held_out = None if test is None else _dense(test)
-        masked = _by_masks(encoder, _dense(train), held_out, dense, size, read_out, **how)
+        lenient = ALL in protocols
+        masked = _by_masks(encoder, _dense(train), held_out, dense, size, read_out, lenient=lenient, **how)
     found = _beside(labelled, masked) if labelled and masked else labelled or masked
     assert found is not None  # `check_protocols` wants a protocol
-    return found if ALL in protocols else replace(found, notes=[*found.notes, *ignored])
+    if not found.results:
+        raise Inapplicable(next(iter(found.unjudged.values())))
+    unjudged = {name: reason for name, reason in found.unjudged.items() if name in protocols}
+    notes = [*found.notes, *journal.notes, *([] if ALL in protocols else ignored)]
+    return replace(found, notes=notes, unjudged=unjudged)
 
 
 def by_kind(protocols: tuple[str, ...], train: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -149,11 +162,11 @@ def _by_labels(
     protocols: tuple[str, ...],
     poolings: tuple[str, ...],
     *,
-    lenient: bool,
     layers: tuple[int, ...] | Literal["all"],
     baselines: bool,
     limits: tuple[int, int],
     keep: Path | None,
+    journal: Journal,
     device: torch.device,
     seed: int,
     progress: bool,
@@ -166,17 +179,20 @@ def _by_labels(
     sides = Side(train, size, progress), Side(test, size, progress)
     encoder = applied_to(encoder, train.frames)
     asked = _asked(encoder, protocols, layers, poolings, generous=keep is not None, n=len(train) + len(test))
-    sitting = Sitting(sides, protocols, lenient, asked, FeatureStore(keep), device, seed, progress)
+    mark = fingerprint(encoder, train, test, [], seed=seed)
+    minutes = Minutes(journal, mark)
+    sitting = Sitting(sides, protocols, asked, FeatureStore(keep), device, seed, progress, minutes)
     counts = sitting.judge_encoder(encoder)
-    if baselines:
+    if baselines and minutes.results:
         sitting.judge_twin(encoder)
         if any(reads_vectors(name) for name in protocols):
             sitting.judge_pixels()
     split = f"fitted on {counts[0]} images of {train.name}, judged on {counts[1]} of {origin}"
-    notes = dict.fromkeys((*train.notes, *test.notes))
-    warnings = [*sitting.warnings(), *notes, *without_test_images(train, test), *_few(counts[1])]
-    mark = fingerprint(encoder, train, test, sitting.results, seed=seed)
-    return Evaluation(sitting.results, split, mark, warnings, list(dict.fromkeys(sitting.store.notes)))
+    of_data = dict.fromkeys((*train.notes, *test.notes))
+    warnings = [*sitting.warnings(), *of_data, *without_test_images(train, test), *_few(counts[1])]
+    found = minutes.results
+    notes = list(dict.fromkeys(sitting.store.notes))
+    return Evaluation(found, split, judged_by(mark, found), warnings, notes, unjudged=minutes.unjudged)
 
 
 def _by_masks(
@@ -186,17 +202,15 @@ def _by_masks(
     protocols: tuple[str, ...],
     size: int,
     read_out: ReadOut,
-    *,
-    seed: int,
     **how: Any,
 ) -> Evaluation:
     found = judge_dense(
-        encoder, train, test, protocols, size=size, read_out=read_out, share=TEST_SHARE, seed=seed, **how
+        encoder, train, test, protocols, size=size, read_out=read_out, share=TEST_SHARE, **how
     )
-    fitted, judged = found.roles.fitted.source, found.roles.judged.source
-    mark = fingerprint(encoder, fitted, judged, found.results, seed=seed)
-    warnings = [*found.warnings, *_few(min(result.n_test for result in found.results))]
-    return Evaluation(found.results, found.split, mark, warnings, found.notes, found.pictures)
+    warnings = [*found.warnings, *_few(min((result.n_test for result in found.results), default=FEW))]
+    return Evaluation(
+        found.results, found.split, found.mark, warnings, found.notes, found.pictures, unjudged=found.unjudged
+    )
 
 
 def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
@@ -210,6 +224,7 @@ def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
         list(dict.fromkeys([*labelled.warnings, *masked.warnings])),
         list(dict.fromkeys([*labelled.notes, *masked.notes])),
         masked.pictures,
+        unjudged={**labelled.unjudged, **masked.unjudged},
     )
 
 

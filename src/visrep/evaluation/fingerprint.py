@@ -22,13 +22,12 @@ def fingerprint(
     encoder: Encoder, train: Source, test: Source, results: list[Result], *, seed: int
 ) -> dict[str, Any]:
     """JSON values. Data carry a hash of images, labels and masks, the encoder of all weights, protocols a version."""
-    known = {result.protocol: result.version for result in results}
-    return {
+    return judged_by({
         "train": _of_source(train),
         "test": _of_source(test),
         "encoder": digest_of(encoder),
         "image": encoder.preprocessing.size,
-        "protocols": {name: known[name] for name in sorted(known)},
+        "protocols": {},
         "seed": seed,
         "versions": {
             "visrep": version("visrep"),
@@ -36,7 +35,13 @@ def fingerprint(
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-    }
+    }, results)  # fmt: skip
+
+
+def judged_by(mark: dict[str, Any], results: list[Result]) -> dict[str, Any]:
+    """The fingerprint with the protocols of these results."""
+    known = {result.protocol: result.version for result in results}
+    return {**mark, "protocols": {name: known[name] for name in sorted(known)}}
 
 
 def digest_of(encoder: Encoder) -> str:

@@ -22,7 +22,6 @@ from visrep.evaluation.protocols import (
     reads_mean_tokens,
     reads_tokens,
     reads_vectors,
-    tunes,
     vector_probe,
 )
 from visrep.evaluation.results import Inapplicable, Judged, Measure, Prediction, Result, score
@@ -41,24 +40,23 @@ def judge(
     *,
     device: torch.device,
     seed: int,
-    lenient: bool = False,
     progress: bool = False,
 ) -> tuple[list[Result], list[str]]:
     """All results of one encoder's features, and the protocols' cautions, each once.
 
-    ``lenient``: what cannot be run on such data is left out, and a caution says why.
-    Raises ValueError when features are missing labels or hold NaN or infinity.
+    A layer or pooling that does not apply is left out, and a caution says why; where none applies this raises
+    Inapplicable. Raises ValueError when features are missing labels.
     """
     if train.labels is None or test.labels is None:
         raise ValueError("these features come without labels, and protocols need them on both sides.")
-    _check_finite(encoder, train, test)
     results: list[Result] = []
+    left_out: list[str] = []
     cautions: dict[str, None] = {}
     # float64 and sorting are poorly supported by other accelerators
     device = device if device.type == "cuda" else torch.device("cpu")
     jobs = tracked(
         _jobs(train, test, protocols, device, seed),
-        f"protocols, {encoder}",
+        f"{', '.join(protocols)}, {encoder}",
         total=sum(len(train.vectors) if reads_vectors(name) else 1 for name in protocols),
         shown=progress,
     )
@@ -67,9 +65,7 @@ def judge(
             with CLOCK.timed(name):
                 found = job()
         except Inapplicable as error:
-            if not lenient:
-                raise
-            cautions[f"left out: {error}"] = None
+            left_out.append(str(error))
             continue
         for answer in found:
             if isinstance(answer, Measure):
@@ -80,7 +76,9 @@ def judge(
                 results.append(score(answer, answers, **where, n_train=len(train), seed=seed))
             if answer.caution:
                 cautions[answer.caution] = None
-    return results, list(cautions)
+    if left_out and not results:
+        raise Inapplicable(left_out[0])
+    return results, [*cautions, *(f"left out: {reason}" for reason in dict.fromkeys(left_out))]
 
 
 def judge_tuned(
@@ -88,20 +86,18 @@ def judge_tuned(
     network: Encoder,
     train: Images,
     test: Images,
-    protocols: tuple[str, ...],
+    protocol: str,
     *,
     device: torch.device,
     seed: int,
     progress: bool,
 ) -> tuple[list[Result], list[str]]:
-    """Results and cautions of those protocols that train a copy of the encoder."""
-    found: list[Prediction] = []
-    for name in filter(tunes, protocols):
-        with CLOCK.timed(name):
-            found.append(finetune(name, network, train, test, device=device, seed=seed, progress=progress))
+    """Result and caution of a protocol that trains a copy of the encoder."""
+    with CLOCK.timed(protocol):
+        found = finetune(protocol, network, train, test, device=device, seed=seed, progress=progress)
     where = {"encoder": encoder, "layer": network.depth, "pooling": "mean"}
-    results = [score(prediction, test.labels, **where, n_train=len(train), seed=seed) for prediction in found]
-    return results, [prediction.caution for prediction in found if prediction.caution]
+    result = score(found, test.labels, **where, n_train=len(train), seed=seed)
+    return [result], [found.caution] if found.caution else []
 
 
 def judge_copies(
@@ -109,25 +105,15 @@ def judge_copies(
     network: Encoder,
     test: Images,
     vectors: Parts,
-    protocols: tuple[str, ...],
     *,
     device: torch.device,
     seed: int,
     progress: bool,
-    lenient: bool = False,
-) -> tuple[list[Result], list[str]]:
-    """Results and cautions of copy detection, where asked for: it encodes changed images."""
-    if COPIES not in protocols:
-        return [], []
-    try:
-        with CLOCK.timed(COPIES):
-            found = copies(network, test, vectors, device=device, seed=seed, progress=progress)
-    except Inapplicable as error:
-        if not lenient:
-            raise
-        return [], [f"left out: {error}"]
-    results = [measure.result(encoder, *where) for where, measures in found.items() for measure in measures]
-    return results, []
+) -> list[Result]:
+    """Of copy detection, which encodes changed images. Raises Inapplicable as `copies` does."""
+    with CLOCK.timed(COPIES):
+        found = copies(network, test, vectors, device=device, seed=seed, progress=progress)
+    return [measure.result(encoder, *where) for where, measures in found.items() for measure in measures]
 
 
 def _jobs(
@@ -183,7 +169,8 @@ def _check_tokens(name: str, *sides: Tensor) -> None:
         )
 
 
-def _check_finite(encoder: Judged, train: Features, test: Features) -> None:
+def check_finite(encoder: Judged, train: Features, test: Features) -> None:
+    """Raises ValueError when features hold NaN or infinity."""
     bad, n = count_bad(train) + count_bad(test), len(train) + len(test)
     if bad:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,10 +17,18 @@ from visrep.evaluation.feature_cache import FeatureStore, Side
 from visrep.evaluation.features import Features, extract, pixel_features
 from visrep.evaluation.fingerprint import digest_of
 from visrep.evaluation.fitting import Images
-from visrep.evaluation.judging import judge, judge_copies, judge_tuned
+from visrep.evaluation.judging import check_finite, judge, judge_copies, judge_tuned
 from visrep.evaluation.labels import check_classes
+from visrep.evaluation.minutes import Judgement, Minutes
 from visrep.evaluation.poolings import assemble, last_layers
-from visrep.evaluation.protocols import least_images, needs_images, reads_mean_tokens, reads_tokens
+from visrep.evaluation.protocols import (
+    COPIES,
+    least_images,
+    needs_images,
+    reads_mean_tokens,
+    reads_tokens,
+    tunes,
+)
 from visrep.evaluation.results import Inapplicable, Judged, Result
 from visrep.evaluation.robustness.base import Subjects
 from visrep.evaluation.robustness.registry import judge_robust
@@ -44,20 +52,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Sitting:
-    """An evaluation while it is made. ``results`` grows with every judgement."""
+    """An evaluation while it is made."""
 
     sides: tuple[Side, Side]
     """images to fit on and to judge"""
     protocols: tuple[str, ...]
-    lenient: bool
     asked: Asked
     store: FeatureStore
     device: torch.device
     seed: int
     progress: bool
-    results: list[Result] = field(default_factory=list)
-    cautions: dict[str, list[str]] = field(default_factory=dict)
-    """with those that they are about"""
+    minutes: Minutes
+    """what was judged so far"""
 
     def judge_encoder(self, encoder: Encoder) -> list[int]:
         """How many images could be read on each side. Raises ValueError when a class has none left."""
@@ -88,7 +94,7 @@ class Sitting:
             self._judge("untrained", self._features("untrained", identity, twin), twin)
             self._judge_tokens("untrained", identity, twin)
         except NoFreshWeights as reason:
-            self._add("untrained", [], [str(reason)])
+            self.minutes.note("untrained", str(reason))
 
     def judge_pixels(self) -> None:
         """Raw pixels, in the protocols that read one vector an image."""
@@ -105,7 +111,7 @@ class Sitting:
 
     def warnings(self) -> list[str]:
         """Cautions with those that they are about, and how many images could not be read."""
-        said = [f"{caution} ({', '.join(dict.fromkeys(names))})" for caution, names in self.cautions.items()]
+        said = self.minutes.warnings()
         found = [reason for side in self.sides for reason in side.unreadable.values()]
         if found:
             n = sum(len(side.source) for side in self.sides)
@@ -174,20 +180,28 @@ class Sitting:
     def _judge(self, who: Judged, features: list[Features], network: Callable[[], Encoder] | None) -> None:
         """Through the protocols, but those that read several layers' tokens; without a network, those of features."""
         train, test = features
-        how: dict[str, Any] = {"device": self.device, "seed": self.seed, "progress": self.progress}
-        protocols = tuple(name for name in self.protocols if not reads_mean_tokens(name))
-        self._add(who, *judge(who, train, test, protocols, lenient=self.lenient, **how))
-        if network is None or not any(map(needs_images, self.protocols)):
+        check_finite(who, train, test)
+        protocols = [name for name in self.protocols if not reads_mean_tokens(name)]
+        for name in protocols:
+            if not needs_images(name):
+                self._once(who, name, lambda name=name: judge(who, train, test, (name,), **self._how))
+        if network is None or not any(map(needs_images, protocols)):
             return
         fitted, judged = (
             Images.of(side.canvases, part) for side, part in zip(self.sides, features, strict=True)
         )
-        self._add(who, *judge_tuned(who, network(), fitted, judged, self.protocols, **how))
-        vectors = test.vectors
-        copies = judge_copies(who, network(), judged, vectors, self.protocols, lenient=self.lenient, **how)
-        self._add(who, *copies)
-        subjects = Subjects(network(), train, fitted, test, judged, **how)
-        self._add(who, *judge_robust(who, subjects, self.protocols, lenient=self.lenient))
+        subjects = Subjects(network(), train, fitted, test, judged, **self._how)
+        for name in filter(needs_images, protocols):
+            self._once(who, name, lambda name=name: self._judge_images(who, name, subjects))
+
+    def _judge_images(self, who: Judged, name: str, subjects: Subjects) -> tuple[list[Result], list[str]]:
+        """Of a protocol that encodes other images than those that there are, or trains the encoder."""
+        encoder, fitted, judged = subjects.encoder, subjects.fitted, subjects.test
+        if tunes(name):
+            return judge_tuned(who, encoder, fitted, judged, name, **self._how)
+        if name == COPIES:
+            return judge_copies(who, encoder, judged, subjects.vectors, **self._how), []
+        return judge_robust(who, subjects, name)
 
     def _judge_tokens(self, who: Judged, identity: Mapping[str, Any], network: Callable[[], Encoder]) -> None:
         """The other layers that were asked for, and the mean of the last ones, in the protocols that read tokens."""
@@ -209,23 +223,41 @@ class Sitting:
     ) -> None:
         """The tokens of a layer, or their mean over several, which are in memory only here.
 
-        Raises Inapplicable where there is no such mean, unless what does not apply is to be left out.
+        They are made when a protocol asks for them; where there is no such mean it does not apply.
         """
-        try:
-            train, test = self._token_features(who, identity, network, layers)
-        except Inapplicable as reason:
-            refused = f"{', '.join(protocols)} cannot read this encoder: {reason}"
-            if not self.lenient:
-                raise Inapplicable(f"{refused} Use attentive, which reads the last layer alone.") from reason
-            self._add(who, [], [f"left out: {refused}"])
-            return
-        how: dict[str, Any] = {"device": self.device, "seed": self.seed, "progress": self.progress}
-        self._add(who, *judge(who, train, test, protocols, lenient=self.lenient, **how))
 
-    def _add(self, who: str, results: list[Result], cautions: list[str]) -> None:
-        self.results.extend(results)
-        for caution in cautions:
-            self.cautions.setdefault(caution, []).append(who)
+        @cache
+        def sides() -> tuple[Features, Features]:
+            train, test = self._token_features(who, identity, network, layers)
+            check_finite(who, train, test)
+            return train, test
+
+        def job(name: str) -> tuple[list[Result], list[str]]:
+            try:
+                train, test = sides()
+            except Inapplicable as reason:
+                raise Inapplicable(
+                    f"{name} cannot read this encoder: {reason} Use attentive, which reads the last layer alone."
+                ) from reason
+            return judge(who, train, test, (name,), **self._how)
+
+        for name in protocols:
+            self._once(who, name, lambda name=name: job(name), layers)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"device": self.device, "seed": self.seed, "progress": self.progress}
+
+    def _once(
+        self,
+        who: Judged,
+        name: str,
+        job: Callable[[], tuple[list[Result], list[str]]],
+        layers: tuple[int, ...] = (),
+    ) -> None:
+        """``layers``: whose tokens are read, other than the last one's alone."""
+        place = {"layers": self.asked.layers, "poolings": self.asked.poolings, "tokens of": layers}
+        self.minutes.once(who, name, place, lambda: Judgement(*job()))
 
 
 def _described(encoder: Encoder) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,8 @@ from visrep.evaluation.dense.roles import Roles, assign_roles
 from visrep.evaluation.dense.sitting import DenseSitting, ReadOut
 from visrep.evaluation.examples import Strip
 from visrep.evaluation.feature_cache import FeatureStore
+from visrep.evaluation.fingerprint import fingerprint, judged_by
+from visrep.evaluation.minutes import Journal, Minutes
 from visrep.evaluation.results import Inapplicable, Result
 from visrep.method import Encoder
 
@@ -27,10 +29,14 @@ class DenseFindings:
 
     results: list[Result]
     roles: Roles
+    mark: dict[str, Any]
+    """the fingerprint"""
     warnings: list[str]
     notes: list[str]
     pictures: dict[str, list[Strip]]
     """by protocol, of some of the judged images"""
+    unjudged: dict[str, str]
+    """protocols without any number, with the reason"""
 
     @property
     def split(self) -> str:
@@ -68,14 +74,16 @@ def judge_dense(
     share: float,
     limits: tuple[int, int],
     keep: Path | None,
+    journal: Journal,
     device: torch.device,
     seed: int,
     progress: bool,
 ) -> DenseFindings:
     """See `visrep.evaluation.evaluate.evaluate`. ``share`` of the images is held out where there is no ``test``.
 
-    ``lenient``: protocols that need what the data does not have are left out, and a caution says so.
-    Raises ValueError for those otherwise, for an encoder of clips, and for layers and sizes that it does not have.
+    ``lenient``: protocols that need what data or encoder do not have are left out, and a caution says so.
+    Raises ValueError for those otherwise, before anything is computed, for an encoder of clips, and for layers and
+    sizes that it does not have.
     """
     if encoder.preprocessing.frames:
         raise ValueError(
@@ -85,25 +93,13 @@ def judge_dense(
         raise ValueError(
             f"{train.name} holds clips, and dense protocols judge single images. Give images or frames."
         )
-    missing = {name: lacking(name, train) for name in protocols}
-    left_out = [
-        f"left out: {name} needs {what}, which {train.name} does not have"
-        for name, what in missing.items()
-        if what
-    ]
-    if read_out == "pyramid":
-        whole = [name for name in protocols if DENSE[name].reads == "network" and not missing[name]]
-        left_out += [
-            f"left out: {name} needs the network itself, not a pyramid of its maps" for name in whole
-        ]
-        missing.update(dict.fromkeys(whole, "the network itself"))
-    runnable = tuple(name for name in protocols if not missing[name])
-    if left_out and (not lenient or not runnable):
-        raise Inapplicable(
-            f"{left_out[0].removeprefix('left out: ')}. It has: {', '.join(sorted(train.knows))}. Possible there: "
-            f"{', '.join(name for name in DENSE if not lacking(name, train)) or 'no dense protocol'}."
-        )
-    image = input_size(encoder, size, device)
+    obstacles = _obstacles(encoder, train, protocols, read_out)
+    runnable = tuple(name for name in protocols if name not in obstacles)
+    if obstacles and (not lenient or not runnable):
+        others = _obstacles(encoder, train, tuple(DENSE), read_out)
+        possible = ", ".join(name for name in DENSE if name not in others) or "no dense protocol"
+        raise Inapplicable(f"{next(iter(obstacles.values()))} Possible there: {possible}.")
+    image, judged = input_size(encoder, size, device), encoder
     if read_out == "pyramid":
         encoder = Pyramid(encoder, image)
     canvas = canvas_size(train, image)
@@ -118,10 +114,15 @@ def judge_dense(
         seed=seed,
         progress=progress,
     )
+    mark = fingerprint(judged, roles.fitted.source, roles.judged.source, [], seed=seed)
+    fits = any(
+        DENSE[name].fits for name in runnable
+    )  # the twin is calibrated on what is fitted on, if anything is
+    options = {"size": image, "read_out": read_out, "whole": len(roles.whole), "fits": fits}
+    minutes = Minutes(journal, {**mark, **options})
     sitting = DenseSitting(
         roles,
         runnable,
-        lenient,
         image,
         read_out,
         _layers(encoder, layers),
@@ -129,16 +130,40 @@ def judge_dense(
         device,
         seed,
         progress,
+        minutes,
     )
     sitting.judge_encoder(encoder)
-    if baselines:
+    if baselines and minutes.results:
         sitting.judge_twin(encoder)
         grid = sitting.grid()
         if grid is not None and any(DENSE[name].reads == "tokens" for name in runnable):
             sitting.judge_pixels(grid)
     notes = list(dict.fromkeys(sitting.store.notes))
-    warnings = [*sitting.warnings(), *left_out]
-    return DenseFindings(sitting.results, roles, warnings, notes, sitting.pictures())
+    warnings = [*sitting.warnings(), *(f"left out: {reason}" for reason in obstacles.values())]
+    unjudged = {**obstacles, **minutes.unjudged}
+    pictures = sitting.pictures()
+    return DenseFindings(
+        minutes.results, roles, judged_by(mark, minutes.results), warnings, notes, pictures, unjudged
+    )
+
+
+def _obstacles(
+    encoder: Encoder, train: DenseSource, protocols: tuple[str, ...], read_out: ReadOut
+) -> dict[str, str]:
+    """Protocols that cannot be judged, with the reason, as far as data and encoder tell before anything is computed."""
+    found: dict[str, str] = {}
+    for name in protocols:
+        if what := lacking(name, train):
+            has = ", ".join(sorted(train.knows))
+            found[name] = f"{name} needs {what}, which {train.name} does not have. It has: {has}."
+        elif read_out == "pyramid" and DENSE[name].reads == "network":
+            found[name] = f"{name} needs the network itself, not a pyramid of its maps."
+        else:
+            try:
+                DENSE[name].check(encoder)
+            except Inapplicable as reason:
+                found[name] = str(reason)
+    return found
 
 
 def _layers(encoder: Encoder, asked: tuple[int, ...] | Literal["all"]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from visrep.data.dense import DenseSource, Kind
-from visrep.evaluation.dense.attention_masks import attention_masks
+from visrep.evaluation.dense.attention_masks import attention_masks, check_looks
 from visrep.evaluation.dense.correspondence import correspondence
 from visrep.evaluation.dense.depth import depth
 from visrep.evaluation.dense.discovery import discovery_lost, discovery_tokencut
@@ -17,6 +17,11 @@ from visrep.evaluation.dense.hummingbird import hummingbird
 from visrep.evaluation.dense.segmentation import segmentation
 from visrep.evaluation.dense.videos import propagation
 from visrep.evaluation.results import Measure
+from visrep.method import Encoder
+
+
+def any_encoder(encoder: Encoder) -> None:
+    """Nothing is asked of it."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,17 @@ class DenseProtocol:
     """whether it learns from training images; else it is judged on all images where the data has no test part"""
     reads: Literal["tokens", "network"]
     """patch tokens of a layer, for which raw pixels can stand in; or the network itself, once"""
+    check: Callable[[Encoder], None] = any_encoder
+    """raises Inapplicable for an encoder that it cannot judge, before anything is computed"""
 
 
 DENSE: dict[str, DenseProtocol] = {
     "segmentation": DenseProtocol(segmentation, frozenset({"classes"}), fits=True, reads="tokens"),
     "hummingbird": DenseProtocol(hummingbird, frozenset({"classes"}), fits=True, reads="tokens"),
     "depth": DenseProtocol(depth, frozenset({"depth"}), fits=True, reads="tokens"),
-    "attention-masks": DenseProtocol(attention_masks, frozenset({"classes"}), fits=False, reads="network"),
+    "attention-masks": DenseProtocol(
+        attention_masks, frozenset({"classes"}), fits=False, reads="network", check=check_looks
+    ),
     "discovery-lost": DenseProtocol(discovery_lost, frozenset({"classes"}), fits=False, reads="network"),
     "discovery-tokencut": DenseProtocol(
         discovery_tokencut, frozenset({"classes"}), fits=False, reads="network"

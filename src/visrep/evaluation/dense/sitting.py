@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,8 @@ from visrep.evaluation.examples import Example, Strip, strips
 from visrep.evaluation.feature_cache import FeatureStore
 from visrep.evaluation.features import Features
 from visrep.evaluation.fingerprint import digest_of
-from visrep.evaluation.results import Inapplicable, Judged, Measure, Result
+from visrep.evaluation.minutes import Judgement, Minutes
+from visrep.evaluation.results import Inapplicable, Judged, Measure
 from visrep.evaluation.timing import CLOCK, PASS
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
@@ -35,11 +36,10 @@ ReadOut = Literal["tokens", "pyramid"]
 
 @dataclass(frozen=True)
 class DenseSitting:
-    """An evaluation by dense protocols while it is made. ``results`` grows with every judgement."""
+    """An evaluation by dense protocols while it is made."""
 
     roles: Roles
     protocols: tuple[str, ...]
-    lenient: bool
     image: int
     """side in pixels of the squares that encoders see"""
     read_out: ReadOut
@@ -50,9 +50,8 @@ class DenseSitting:
     device: torch.device
     seed: int
     progress: bool
-    results: list[Result] = field(default_factory=list)
-    cautions: dict[str, list[str]] = field(default_factory=dict)
-    """with those that they are about"""
+    minutes: Minutes
+    """what was judged so far"""
     examples: dict[str, dict[str, list[Example]]] = field(default_factory=dict)
     """of the last layer, by protocol and who was judged"""
 
@@ -77,7 +76,7 @@ class DenseSitting:
         try:
             self._judge("untrained", self._encoding("untrained", {**_described(encoder), **made}, twin), twin)
         except NoFreshWeights as reason:
-            self._note(str(reason), "untrained")
+            self.minutes.note("untrained", str(reason))
 
     def judge_pixels(self, grid: tuple[int, int]) -> None:
         """Colours and places of patches on a grid, in the protocols that read tokens."""
@@ -89,7 +88,7 @@ class DenseSitting:
 
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of the last layer's patches, after the encoder was judged by tokens."""
-        found = next((r for r in self.results if "grid" in r.settings), None)
+        found = next((r for r in self.minutes.results if "grid" in r.settings), None)
         if found is None:
             return None
         rows, columns = str(found.settings["grid"]).split(" x ")
@@ -97,7 +96,7 @@ class DenseSitting:
 
     def warnings(self) -> list[str]:
         """Cautions with those that they are about, what was left out of the data, and what could not be read."""
-        said = [f"{caution} ({', '.join(dict.fromkeys(names))})" for caution, names in self.cautions.items()]
+        said = self.minutes.warnings()
         said += [self._few_videos(fits) for fits in (True, False)]
         for base in self.roles.bases:
             said += base.key.source.notes
@@ -152,24 +151,15 @@ class DenseSitting:
 
     def _judge(self, who: Judged, encode: Encode, network: Callable[[], Encoder] | None) -> None:
         encode = _remembering(encode)
-        found: list[Result] = []
+        begun = len(self.minutes.results)
         jobs = self._jobs(network is not None)
         for name, layer in tracked(jobs, f"dense protocols, {who}", shown=self.progress):
-            try:
-                with CLOCK.timed(name):
-                    measures = self._run(name, who, encode, network, layer)
-            except Inapplicable as error:
-                if not self.lenient:
-                    raise
-                self._note(f"left out: {error}", who)
-                continue
-            if layer in (0, self.layers[0]):
-                said = [example for measure in measures for example in measure.examples]
-                self.examples.setdefault(name, {})[who] = said
-            found += [measure.result(who, layer, self.read_out) for measure in measures]
-            for caution in dict.fromkeys(measure.caution for measure in measures if measure.caution):
-                self._note(caution, who)
-        self.results.extend(sorted(found, key=lambda result: self.protocols.index(result.protocol)))
+            judge = partial(self._judgement, name, who, encode, network, layer)
+            found = self.minutes.once(who, name, layer, judge)
+            if found is not None and layer in (0, self.layers[0]):
+                self.examples.setdefault(name, {})[who] = found.examples
+        by_protocol = sorted(self.minutes.results[begun:], key=lambda r: self.protocols.index(r.protocol))
+        self.minutes.results[begun:] = by_protocol
 
     def _jobs(self, network: bool) -> list[tuple[str, int]]:
         """Protocols with layers, layer by layer; pixels are layer 0, and what reads the network itself runs once."""
@@ -179,6 +169,17 @@ class DenseSitting:
             for name in self.protocols
             if DENSE[name].reads == "tokens" or (network and layer == self.layers[0])
         ]
+
+    def _judgement(
+        self, name: str, who: Judged, encode: Encode, network: Callable[[], Encoder] | None, layer: int
+    ) -> Judgement:
+        with CLOCK.timed(name):
+            measures = self._run(name, who, encode, network, layer)
+        return Judgement(
+            [measure.result(who, layer, self.read_out) for measure in measures],
+            list(dict.fromkeys(measure.caution for measure in measures if measure.caution)),
+            [example for measure in measures for example in measure.examples],
+        )
 
     def _run(
         self, name: str, who: Judged, encode: Encode, network: Callable[[], Encoder] | None, layer: int
@@ -197,9 +198,6 @@ class DenseSitting:
         return [
             replace(measure, settings={**measure.settings, "grid": grid}) for measure in protocol.run(exam)
         ]
-
-    def _note(self, caution: str, who: str) -> None:
-        self.cautions.setdefault(caution, []).append(who)
 
 
 def _remembering(encode: Encode) -> Encode:

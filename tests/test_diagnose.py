@@ -133,6 +133,13 @@ def test_layers_of_one_encoder(folder: Path, tmp_path: Path) -> None:
     assert not page.outside and "1.00" in page.text["cka"] and "by chance" in page.text["cka"]
 
 
+def test_three_images_are_said_to_be_too_few(folder: Path, tmp_path: Path) -> None:
+    found = visrep.similarity([folder], "playground:n=3,size=32", permutations=1, out=tmp_path)
+    assert {one.values[-1][-1] for one in found.maps} == {None}
+    for one in found.maps:
+        assert "3 images are too few" in one.caution and "one vector" not in one.caution
+
+
 def test_three_encoders_with_each_other(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = write_run(tmp_path / "other", TINY_VIT.build(), data=DATA)
@@ -186,6 +193,13 @@ def test_an_order_by_another_measure(name: str, folder: Path, tmp_path: Path) ->
     assert chosen.title in found.summary()
 
 
+@pytest.mark.parametrize("name", ["rankme", "alpha-req", "lidar"])
+def test_too_few_images_choose_nothing(name: str, folder: Path) -> None:
+    few = open_source("playground:n=4,size=32")
+    with pytest.raises(ValueError, match=r"one: .* not shown: .*Give more images, or another --select"):
+        compare_without_labels({"one": visrep.load_encoder(folder)}, {}, few, select=selector(name))
+
+
 def test_selecting_is_for_comparing_without_labels(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose by one of rankme"):
         visrep.compare([folder, folder], DATA, select="alignment", labels=False, out=tmp_path)
@@ -232,6 +246,7 @@ def test_the_similarity_command(
     names = ("cka", "cka-minibatch")
     similarity((str(folder),), DATA, measures=names, images=40, permutations=2, out=tmp_path / "out")
     said = capsys.readouterr().out
+    assert "last layers" not in said and "untrained" not in said  # an encoder with itself: 1
     assert "by chance" in said and "cka-minibatch" in said and (tmp_path / "out" / "similarity.html").exists()
     whole, parts = json.loads((tmp_path / "out" / "similarity.json").read_text())["maps"]
     assert whole["values"][0][1] != parts["values"][0][1] == pytest.approx(whole["values"][0][1], abs=0.1)

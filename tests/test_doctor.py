@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import visrep
 from visrep.analysis.doctor import Checkup, examine
 from visrep.analysis.record import RunRecord
 from visrep.cli import doctor as command
 from visrep.data.playground import Playground
+from visrep.encoders.saved import WEIGHTS
 from visrep.engine import start
 from visrep.log import TrainingLog
 from visrep.methods import method_files, preset
@@ -188,6 +192,17 @@ def record(
     run = {"method": {"prototypes": 128}, "cache": "auto", "workers": -1, "canvas": 32}
     facts = {"status": "finished", "message": "", "advice": [], "run": run}
     return RunRecord(Path("run"), {**facts, **(about or {})}, steps, lines, {}, {}, [])
+
+
+def test_broken_weights_are_seen_without_a_log_that_says_so(tmp_path: Path) -> None:
+    """A run too short for a verdict, whose encoder is NaN."""
+    weights = {"a": torch.ones(3), "b": torch.tensor([1.0, math.nan]), "c": torch.tensor([math.inf])}
+    save_file(weights, tmp_path / WEIGHTS)
+    (found,) = examine(replace(record(n=20), path=tmp_path)).findings
+    assert found.state == "diverging" and "optim.lr" in found.change
+    assert found.evidence == "2 of 3 tensors in encoder.safetensors hold NaN or infinity, the first: b."
+    save_file({"a": torch.ones(3)}, tmp_path / WEIGHTS)
+    assert examine(replace(record(n=20), path=tmp_path)).verdict.state == "too early"
 
 
 KNN_FLAT = [{"knn": 20.0}, {"knn": 20.5}]

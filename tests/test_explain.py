@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,16 @@ def test_a_resnet_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     for terms in found.numbers["gradients"]["FullGrad"]:
         assert terms["sum of terms"] == pytest.approx(terms["output"], rel=1e-3)
     assert "FullGrad" in next(s.body for s in found.sections if s.title == "Gradients")
+
+
+def test_a_diverged_encoder_is_not_explained() -> None:
+    broken = vit()
+    with torch.no_grad():
+        next(broken.parameters()).fill_(math.nan)
+    with pytest.raises(
+        ValueError, match="NaN or infinite features for 2 of the 2 images shown: its training"
+    ):
+        explain_encoder(broken, DensePlayground(12, size=32), Settings(images=2))
 
 
 def test_classes_need_layers_of_one_width() -> None:

@@ -20,9 +20,8 @@ from visrep import engine
 from visrep.analysis.kept import kept_by, kept_encoders
 from visrep.analysis.record import read_run
 from visrep.config import Run, to_json
-from visrep.data import CanvasSet
+from visrep.data import CanvasSet, open_source
 from visrep.engine import resume, start
-from visrep.evaluation.dense.opening import open_for
 from visrep.evaluation.features import extract
 from visrep.methods import preset
 from visrep.rundir import RunFolder
@@ -181,9 +180,7 @@ def test_checkpoints_of_a_run_are_ranked_without_labels(kept: Path, tmp_path: Pa
     names = [f"step-{step:06d}" for step in (2, 4, 6, 8)]
     scores = {entry.name: entry.scores["rankme"] for entry in found.ranked}
     assert sorted(scores) == names and list(scores.values()) == sorted(scores.values(), reverse=True)
-    _, judged = open_for((), DATA)
-    assert judged is not None
-    canvases = CanvasSet(judged, 32)
+    canvases = CanvasSet(open_source(DATA), 32)  # all images: nothing is held out
     for name, score in scores.items():
         encoder = visrep.load_encoder(kept / "encoders" / name)
         (z,) = extract(encoder, canvases, canvases.usable).vectors.values()

@@ -255,6 +255,9 @@ def test_what_cannot_be_compared_is_said(similarity: Similarity) -> None:
 def test_too_few_images_are_cautioned_about() -> None:
     assert CCA.silent(50, 64, 8) and "Use more than 64" in CCA.caution(50, 64, 8)
     assert not CCA.silent(100, 64, 8) and "chance is high" in CCA.caution(100, 64, 8)
+    assert CKA.silent(3, 8, 8) and CKA.caution(3, 8, 8) == (
+        f"not shown: 3 images are too few for {CKA.title}. Use {CKA.least} or more."
+    )
     assert not CCA.caution(1000, 64, 8) and not CKA.silent(50, 64, 64) and not CKA.caution(50, 64, 64)
 
 

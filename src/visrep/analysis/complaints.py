@@ -6,10 +6,13 @@ import math
 import re
 from statistics import median
 
+from safetensors import SafetensorError, safe_open
+
 from visrep.analysis.health import COLLAPSED_SPREAD, FEW_PROTOTYPES, KNN_GAIN, Verdict
 from visrep.analysis.narrow import COLLAPSED_DIRECTIONS
 from visrep.analysis.record import RunRecord
 from visrep.analysis.signs import Signs
+from visrep.encoders.saved import WEIGHTS
 
 CLUSTERS = 0.4
 """normalised entropy of the prototypes in use at which images share a handful: sound runs stay above 0.5"""
@@ -24,6 +27,13 @@ SAME = 0.02
 """the same share at which two views are one picture"""
 WAITING = 0.5
 """share of the time spent waiting for images at which data loading sets the pace"""
+TOO_HIGH = (
+    "The learning rate is too high for this batch and encoder{}, or a number overflowed in low precision."
+)
+GENTLER = (
+    "Set optim.lr to a third, lengthen its warm-up or set optim.clip to 1; with precision=16-mixed try bf16-mixed or "
+    "32-true."
+)
 
 
 def failed(record: RunRecord, signs: Signs | None) -> Verdict | None:
@@ -37,12 +47,27 @@ def failed(record: RunRecord, signs: Signs | None) -> Verdict | None:
         )
     before = f" Before that the loss went from {signs.start:.4g} to {signs.loss:.4g}." if signs else ""
     rate = f" (up to {signs.peak_lr:.3g} on record)" if signs and math.isfinite(signs.peak_lr) else ""
+    return Verdict("diverging", f"{message}{before}", TOO_HIGH.format(rate), GENTLER)
+
+
+def broken_weights(record: RunRecord) -> Verdict | None:
+    """The encoder that was saved holds NaN or infinity, whatever the log says."""
+    file, bad = record.path / WEIGHTS, []
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as weights:
+            names = list(weights.keys())
+            bad = [name for name in names if not weights.get_tensor(name).isfinite().all()]
+    except SafetensorError:  # `load_encoder` says what is wrong with a damaged file
+        return None
+    if not bad:
+        return None
     return Verdict(
         "diverging",
-        f"{message}{before}",
-        f"The learning rate is too high for this batch and encoder{rate}, or a number overflowed in low precision.",
-        "Set optim.lr to a third, lengthen its warm-up or set optim.clip to 1; with precision=16-mixed try "
-        "bf16-mixed or 32-true.",
+        f"{len(bad)} of {len(names)} tensors in {WEIGHTS} hold NaN or infinity, the first: {bad[0]}.",
+        TOO_HIGH.format(""),
+        GENTLER,
     )
 
 

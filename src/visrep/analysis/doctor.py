@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visrep.analysis.complaints import cluster_collapse, failed, forgetting, leaking, over_augmented, starved
+from visrep.analysis.complaints import (
+    broken_weights,
+    cluster_collapse,
+    failed,
+    forgetting,
+    leaking,
+    over_augmented,
+    starved,
+)
 from visrep.analysis.health import MIN_STEPS, State, Verdict, diagnose
 from visrep.analysis.record import RunRecord
 from visrep.analysis.signs import read_signs
@@ -40,7 +48,7 @@ def examine(record: RunRecord) -> Checkup:
     """Examine a run, finished or not, by what its folder holds. Writes nothing."""
     health = diagnose(record.steps, record.epochs, record.from_fresh_weights)
     signs = read_signs(record.steps, record.epochs) if record.steps else None
-    found = [failed(record, signs), forgetting(record), starved(record, signs)]
+    found = [failed(record, signs) or broken_weights(record), forgetting(record), starved(record, signs)]
     if signs and signs.step >= MIN_STEPS:
         found += [look(record, signs) for look in (cluster_collapse, leaking, over_augmented)]
     states = {verdict.state for verdict in found if verdict}

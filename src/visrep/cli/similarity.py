@@ -71,15 +71,18 @@ def similarity(
 
 
 def _table(compared: Comparison, rows: str, columns: str) -> Table:
-    """The last layers of a pair of encoders, or of one with itself, a row a similarity."""
-    pair = rows if rows == columns else f"{rows} with {columns}"
+    """The last layers of a pair of encoders, a row a similarity; of one encoder its layers, as it is 1 with itself."""
+    alone = rows == columns
+    pair = rows if alone else f"{rows} with {columns}"
     table = Table(title=f"{pair}, {compared.images}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
-    for heading in ("last layers", "by chance", "untrained", "best pair of layers"):
+    headings = ("by chance",) if alone else ("last layers", "by chance", "untrained")
+    for heading in (*headings, "best pair of layers"):
         table.add_column(heading, justify="right", no_wrap=True)
     for found in compared.maps:
         if (found.rows, found.columns) == (rows, columns):
             fresh = found.untrained[-1][-1] if found.untrained else None
-            cells = (found.values[-1][-1], found.permuted[-1][-1], fresh, found.best())
+            chance = found.permuted[-1][-1]
+            cells = *((chance,) if alone else (found.values[-1][-1], chance, fresh)), found.best()
             table.add_row(found.similarity, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
     return table

@@ -18,7 +18,7 @@ from visrep.comparison.plans import common_budget, plan
 from visrep.comparison.sheets import comparable, other_grids
 from visrep.comparison.worth import measured_worth
 from visrep.config import save_json
-from visrep.data import Source
+from visrep.data import Source, open_source
 from visrep.encoders import load_encoder
 from visrep.engine import resume, start
 from visrep.evaluation.compare import compare_without_labels, evaluate_alike, leaderboard
@@ -109,8 +109,8 @@ def compare(
                 save_sheet(candidate.folder / "evaluation.json", evaluations[candidate.name])
         comparison = _beside(evaluations, sheets, efforts, protocols, common.seed)
     else:
-        source = train if test is None else test
-        comparison = compare_without_labels(encoders, efforts, source, select=chosen, **alike)
+        # nothing is held out: more images, and not those of the test part alone
+        comparison = compare_without_labels(encoders, efforts, open_source(judged), select=chosen, **alike)
         comparison = replace(comparison, notes=[*comparison.notes, *measured_worth(chosen)])
     comparison = replace(
         comparison,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from visrep.analysis.layers import Amount, layer_samples
-from visrep.analysis.measures.base import Measure
+from visrep.analysis.measures.base import Measure, Sample
 from visrep.analysis.measures.spectral import RANKME
 from visrep.analysis.spectra import alignment, feature_std, rankme, sample_caution, uniformity
 from visrep.data.canvas import CanvasSet, canvas_size
@@ -52,9 +52,12 @@ def label_free_scores(
     few images for ``select``.
     """
     z = next(iter(extract(encoder, canvases, canvases.usable, device=device).vectors.values()))
-    chosen = {} if select.key in SCORES else {select.key: _selected(select, encoder, canvases, device, seed)}
+    if select.needs == "vectors":
+        value = _read(select, Sample(z))
+    else:
+        value = _read(select, _more(select, encoder, canvases, device, seed))
     return {
-        **chosen,
+        select.key: value,
         "rankme": rankme(z),
         "uniformity": uniformity(z),
         "alignment": alignment(*_pairs(encoder, canvases, torch.device(device), seed)),
@@ -64,19 +67,23 @@ def label_free_scores(
     }
 
 
-def _selected(
+def _read(select: Measure, sample: Sample) -> float:
+    """Raises ValueError where the number would mislead, as for more dimensions than images."""
+    reading = select.read(sample)
+    if reading.value is None:
+        raise ValueError(f"{select.title} {reading.caution} Give more images, or another --select.")
+    return reading.value
+
+
+def _more(
     select: Measure, encoder: Encoder, canvases: CanvasSet, device: torch.device | str, seed: int
-) -> float:
-    """Of the last layer, with as many views and tokens as it needs and no more."""
+) -> Sample:
+    """Of the last layer, with as many views and tokens as ``select`` needs and no more."""
     amount = Amount(
         view_images=max(500, 2 * encoder.width) if select.needs in ("views", "pair") else 0,
         token_images=Amount().token_images if select.needs == "tokens" else 0,
     )
-    samples = layer_samples(encoder, canvases, (encoder.depth,), amount, device=device, seed=seed)
-    reading = select.read(samples[encoder.depth])
-    if reading.value is None:
-        raise ValueError(f"{select.title} {reading.caution} Give more images, or another --select.")
-    return reading.value
+    return layer_samples(encoder, canvases, (encoder.depth,), amount, device=device, seed=seed)[encoder.depth]
 
 
 @torch.no_grad()

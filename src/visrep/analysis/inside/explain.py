@@ -78,7 +78,8 @@ def explain_encoder(
 ) -> Explanation:
     """Look into an encoder. A section that means nothing for it is left out, with the reason.
 
-    Raises ValueError for clips, for an image or layer that there is not, and for settings that cannot be.
+    Raises ValueError for clips, for an image or layer that there is not, for settings that cannot be, and for features
+    that are not finite.
     """
     settings = settings or Settings()
     if source.frames:
@@ -88,6 +89,7 @@ def explain_encoder(
     layers = settings.layers or (1, (encoder.depth + 1) // 2)
     layers = chosen_layers(encoder, layers)
     subject = _subject(encoder.to(device), source, settings, torch.device(device), seed, progress)
+    subject.check_finite()
     maps = cache(lambda: concept_maps(subject))
     parts: dict[str, Callable[[], tuple[Section, dict[str, Any]]]] = {
         "attention": lambda: attention_section(subject),

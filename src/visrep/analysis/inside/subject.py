@@ -64,6 +64,18 @@ class Subject:
         with evaluation_mode(self.encoder), torch.no_grad():
             return self.encoder(self.inputs, attention=attention)
 
+    def check_finite(self) -> None:
+        """Raises ValueError when features of the images shown hold NaN or infinity."""
+        tokens = self.tokens()
+        parts = [part for part in (tokens.cls, tokens.patches.flatten(1)) if part is not None]
+        bad = int((~torch.cat(parts, dim=1).isfinite().all(1)).sum())
+        if bad:
+            raise ValueError(
+                f"the encoder gives NaN or infinite features for {bad} of the {len(self.keys)} images shown: its "
+                "training diverged. Look into an earlier checkpoint, or train again with a lower optim.lr or with "
+                "optim.clip."
+            )
+
     @cached_property
     def labelled(self) -> Features | None:
         """Features of up to 1,000 labelled images; None where there are no labels, or all are alike."""

@@ -53,6 +53,8 @@ class Similarity:
 
     def caution(self, n: int, d1: int, d2: int) -> str:
         """What to keep in mind with so many images and dimensions; empty where there are enough."""
+        if n < self.least:
+            return f"not shown: {n} images are too few for {self.title}. Use {self.least} or more."
         if not self.over_width or n > 5 * max(d1, d2):
             return ""
         if n <= max(d1, d2):

@@ -185,7 +185,8 @@ def _maps(
         x, y = trained[rows], trained[columns]
         chances = [_grid(similarity, n, x, y, order) for order in orders]
         caution = similarity.caution(n, max(x.widths), max(y.widths))
-        if any(prepared is None for prepared in (*x.prepared, *y.prepared)):
+        # of too few images no layer is prepared, which the caution says
+        if n >= similarity.least and any(prepared is None for prepared in (*x.prepared, *y.prepared)):
             caution = f"{caution} Not shown where a layer gives all images one vector.".strip()
         maps.append(
             Map(

@@ -4,8 +4,8 @@
         --data train.parquet --test test.parquet --name cifar10-jpeg-masked
 
 judges every run by ``--protocols`` beside the untrained twin of its architecture, which is judged once for all runs
-that share it, and writes ``records/read_outs_NAME-PART.json``; `python docs/generate.py` puts the table into
-docs/results.md. The linear probe is that of each run's evaluation.json.
+that share it, and adds rows to ``records/read_outs_NAME-PART.json``, where those of other runs stay; `python
+docs/generate.py` puts the table into docs/results.md. The linear probe is that of each run's evaluation.json.
 """
 
 from __future__ import annotations
@@ -92,16 +92,15 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
 
 def main(settings: Settings) -> None:
     twins: dict[str, dict[str, Any]] = {}
-    rows = [about(run, settings, twins) for run in settings.runs]
-    save_json(
-        ROOT / "records" / f"read_outs_{settings.name}.json",
-        {
-            "command": shlex.join(["python", "benchmarks/read_outs.py", *sys.argv[1:]]),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
-            "protocols": settings.protocols,
-            "rows": rows,
-        },
-    )
+    command = shlex.join(["python", "benchmarks/read_outs.py", *sys.argv[1:]])
+    rows = [about(run, settings, twins) | {"command": command} for run in settings.runs]
+    made = {row["run"] for row in rows}
+    file = ROOT / "records" / f"read_outs_{settings.name}.json"
+    earlier = json.loads(file.read_text()) if file.exists() else {"protocols": []}
+    others = earlier["rows"] if earlier["protocols"] == list(settings.protocols) else []
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+    rows = [*(row for row in others if row["run"] not in made), *rows]
+    save_json(file, {"machine": machine, "protocols": settings.protocols, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ def read_outs() -> list[str]:
             ]
             parts.append(f"| {row['method']} | {' | '.join(cells)} |\n")
         parts.append("\n")
-        parts.extend(f"- {record['machine']}: `{record['command']}`\n" for record in here)
+        made = dict.fromkeys((record["machine"], row["command"]) for record in here for row in record["rows"])
+        parts.extend(f"- {machine}: `{command}`\n" for machine, command in made)
     return parts
 
 

@@ -46,7 +46,7 @@ def test_a_sheet_has_a_page_of_its_results_and_nothing_of_training(tmp_path: Pat
     assert "best at layer 2 with 85.0 %" in results and "80.0  [77.0, 83.0]" in results
     assert "+50.0" in results and "<wide>" in results
     how = page.text["how-it-was-judged"]
-    assert "train.hash" in how and "test.images20" in how and "lr 0.003, steps 3000" in how
+    assert "train.content" in how and "test.images20" in how and "lr 0.003, steps 3000" in how
     assert "attentive probe was judged with settings of version 1; today's are of version 2" in how
     alone = written(tmp_path / "b.json", sheet(row("knn", 50.0)))
     assert "Judged alone" in Page(api.report(alone)).text[""]
@@ -90,7 +90,7 @@ def test_a_run_shows_dense_results_where_it_has_some(tmp_path: Path) -> None:
     save_pictures(run / "evaluation.json", {"depth": strips({"trained": [example(0)]})})
     said = dense_predictions(read_run(run))
     assert "Dark is near" in said and said.count("<img") == 3
-    assert "test.hash" in how_it_was_judged(read_run(run))
+    assert "test.content" in how_it_was_judged(read_run(run))
     assert {title for title, _, _ in FROM_RECORD} < {*ORDER}
 
 

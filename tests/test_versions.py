@@ -92,7 +92,7 @@ PINNED: dict[str, tuple[int, str]] = {
     "discovery-lost": (1, "b494d577f5da"),
     "discovery-tokencut": (1, "f7f504077342"),
     "propagation": (1, "8ff7304ce701"),
-    "correspondence": (1, "53fdded3fa8d"),
+    "correspondence": (1, "07c16db31f39"),
     "finetune": (1, "ff6af090597f"),
     "finetune-motion": (1, "c1cc77bfae5b"),
     "finetune-mae": (1, "b3a4679d46fc"),

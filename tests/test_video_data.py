@@ -256,6 +256,17 @@ def test_folders_of_frames(frames: Path):
     assert open_source(frames).frames == 0, "without settings they are images"
 
 
+def test_folders_of_frames_beside_a_video_file_are_told(frames: Path):
+    """But not pictures of a video in its own folder."""
+    assert not open_source(f"{frames}:frames=4").notes
+    write_video(frames / "preview.mp4", frames=4)
+    Image.new("RGB", (24, 16)).save(frames / "preview.png")
+    source = open_source(f"{frames}:frames=4")
+    (said,) = source.notes
+    assert len(source) == 1 and "the images in 2 folders (cat/first, dog/second) were left out" in said
+    assert "move the video files (1, the first is preview.mp4) to a folder of their own" in said
+
+
 def test_a_clip_with_an_unreadable_frame_is_left_out(frames: Path):
     (frames / "cat" / "first" / "4.png").write_text("no picture")
     canvases = CanvasSet(open_source(f"{frames}:frames=4,stride=3"), 8, workers=0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from visrep.data.decode import Raw
 from visrep.data.film import need_pyav, read_film
-from visrep.data.folder import class_folders, is_image
+from visrep.data.folder import class_folders, is_image, natural
 from visrep.data.source import Source, stamp_of
 
 SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .3gp".split())
@@ -40,6 +40,7 @@ class Clips(Source):
         """name to the files of its frames, of which a video file has none"""
         if self.videos:
             need_pyav()
+            self.notes = left_out(root, files)
         else:
             self.videos = frame_folders(root, files)
         if not self.videos:
@@ -97,5 +98,28 @@ def frame_folders(root: Path, files: list[str]) -> dict[str, list[str]]:
     """The images among ``files`` by the folder that holds them, each folder a video."""
     folders: defaultdict[str, list[str]] = defaultdict(list)
     for file in filter(is_image, files):
-        folders[file.rpartition("/")[0] or root.name].append(file)
+        folders[_folder(root, file)].append(file)
     return dict(folders)
+
+
+def left_out(root: Path, files: list[str]) -> tuple[str, ...]:
+    """A note where there are folders of images and, in others, video files, of which only these are read.
+
+    Images in the folder of a video file are taken for pictures of it.
+    """
+    videos = [file for file in files if is_video(file)]
+    folders = sorted(
+        frame_folders(root, files).keys() - {_folder(root, video) for video in videos}, key=natural
+    )
+    if not folders:
+        return ()
+    shown = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
+    count = f"{len(folders)} folder{'s' if len(folders) > 1 else ''}"
+    return (
+        f"the images in {count} ({shown}) were left out: beside video files only these are read. If they are frames of "
+        f"videos, move the video files ({len(videos)}, the first is {videos[0]}) to a folder of their own.",
+    )
+
+
+def _folder(root: Path, file: str) -> str:
+    return file.rpartition("/")[0] or root.name

@@ -43,6 +43,7 @@ class Clips(Source):
             self.notes = left_out(root, files)
         else:
             self.videos = frame_folders(root, files)
+            self.notes = too_short([len(frames) for frames in self.videos.values()], frames, stride)
         if not self.videos:
             raise ValueError(f"no videos in {root}: neither video files nor folders of frames.")
         self.names = list(self.videos)
@@ -118,6 +119,19 @@ def left_out(root: Path, files: list[str]) -> tuple[str, ...]:
     return (
         f"the images in {count} ({shown}) were left out: beside video files only these are read. If they are frames of "
         f"videos, move the video files ({len(videos)}, the first is {videos[0]}) to a folder of their own.",
+    )
+
+
+def too_short(lengths: list[int], frames: int, stride: int) -> tuple[str, ...]:
+    """A note where videos, of so many frames, are shorter than a clip reaches."""
+    reach = (frames - 1) * stride + 1
+    short = [length for length in lengths if length < reach]
+    if not short:
+        return ()
+    return (
+        f"{len(short)} of {len(lengths)} videos are shorter than the {reach} frames over which a clip reaches "
+        f"(frames={frames}, stride={stride}), so their last frame is repeated; the shortest has {min(short)}. Lower "
+        "stride or frames, or leave them out.",
     )
 
 

@@ -256,6 +256,29 @@ def test_folders_of_frames(frames: Path):
     assert open_source(frames).frames == 0, "without settings they are images"
 
 
+def test_folders_of_frames_beside_a_video_file_are_told(frames: Path):
+    """But not pictures of a video in its own folder."""
+    assert not open_source(f"{frames}:frames=4").notes
+    write_video(frames / "preview.mp4", frames=4)
+    Image.new("RGB", (24, 16)).save(frames / "preview.png")
+    source = open_source(f"{frames}:frames=4")
+    (said,) = source.notes
+    assert len(source) == 1 and "the images in 2 folders (cat/first, dog/second) were left out" in said
+    assert "move the video files (1, the first is preview.mp4) to a folder of their own" in said
+
+
+def test_videos_shorter_than_a_clip_are_told(frames: Path):
+    """Of folders of frames, which are counted for nothing; of files that would be a pass over all of them."""
+    assert not open_source(f"{frames}:frames=4,stride=3").notes
+    (frames / "cat" / "still").mkdir()
+    Image.new("RGB", (24, 16)).save(frames / "cat" / "still" / "0.png")
+    (said,) = open_source(f"{frames}:frames=4,stride=3,clips=2").notes
+    assert said.startswith("1 of 3 videos are shorter than the 10 frames") and "the shortest has 1." in said
+    (said,) = open_source(f"{frames}:frames=5,stride=3").notes
+    assert said.startswith("3 of 3 videos are shorter than the 13 frames") and "Lower stride or frames" in said
+    assert not open_source(f"{frames}:frames=1").notes
+
+
 def test_a_clip_with_an_unreadable_frame_is_left_out(frames: Path):
     (frames / "cat" / "first" / "4.png").write_text("no picture")
     canvases = CanvasSet(open_source(f"{frames}:frames=4,stride=3"), 8, workers=0)

@@ -95,11 +95,11 @@ def _open(spec: Spec) -> Source:
 def open_folder(path: Path, clips: dict[str, int] | None) -> Source:
     """The videos of a folder where there are settings of ``clips`` or no images, else its images.
 
-    Masks beside a folder of images are left out, and a note of the source says so.
+    Masks beside a folder of images are left out, and folders of frames beside video files: notes of the source say so.
     """
     files, notes = without_answers(walk(path))
     source = _of_files(path, files, clips)
-    source.notes = notes
+    source.notes = (*notes, *source.notes)
     return source
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from visrep.data.decode import Raw
 from visrep.data.film import need_pyav, read_film
-from visrep.data.folder import class_folders, is_image
+from visrep.data.folder import class_folders, is_image, natural
 from visrep.data.source import Source, stamp_of
 
 SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .3gp".split())
@@ -40,8 +40,10 @@ class Clips(Source):
         """name to the files of its frames, of which a video file has none"""
         if self.videos:
             need_pyav()
+            self.notes = left_out(root, files)
         else:
             self.videos = frame_folders(root, files)
+            self.notes = too_short([len(frames) for frames in self.videos.values()], frames, stride)
         if not self.videos:
             raise ValueError(f"no videos in {root}: neither video files nor folders of frames.")
         self.names = list(self.videos)
@@ -104,5 +106,41 @@ def frame_folders(root: Path, files: list[str]) -> dict[str, list[str]]:
     """The images among ``files`` by the folder that holds them, each folder a video."""
     folders: defaultdict[str, list[str]] = defaultdict(list)
     for file in filter(is_image, files):
-        folders[file.rpartition("/")[0] or root.name].append(file)
+        folders[_folder(root, file)].append(file)
     return dict(folders)
+
+
+def left_out(root: Path, files: list[str]) -> tuple[str, ...]:
+    """A note where there are folders of images and, in others, video files, of which only these are read.
+
+    Images in the folder of a video file are taken for pictures of it.
+    """
+    videos = [file for file in files if is_video(file)]
+    folders = sorted(
+        frame_folders(root, files).keys() - {_folder(root, video) for video in videos}, key=natural
+    )
+    if not folders:
+        return ()
+    shown = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
+    count = f"{len(folders)} folder{'s' if len(folders) > 1 else ''}"
+    return (
+        f"the images in {count} ({shown}) were left out: beside video files only these are read. If they are frames of "
+        f"videos, move the video files ({len(videos)}, the first is {videos[0]}) to a folder of their own.",
+    )
+
+
+def too_short(lengths: list[int], frames: int, stride: int) -> tuple[str, ...]:
+    """A note where videos, of so many frames, are shorter than a clip reaches."""
+    reach = (frames - 1) * stride + 1
+    short = [length for length in lengths if length < reach]
+    if not short:
+        return ()
+    return (
+        f"{len(short)} of {len(lengths)} videos are shorter than the {reach} frames over which a clip reaches "
+        f"(frames={frames}, stride={stride}), so their last frame is repeated; the shortest has {min(short)}. Lower "
+        "stride or frames, or leave them out.",
+    )
+
+
+def _folder(root: Path, file: str) -> str:
+    return file.rpartition("/")[0] or root.name

@@ -127,6 +127,7 @@ def test_too_few_images_for_a_batch(tmp_path: Path):
     run = replace(tiny("simclr", tmp_path / "run"), batch=100)
     with pytest.raises(ValueError, match=r"batch.*100.*64"):
         start(run, method="simclr", preset="tiny")
+    assert not (tmp_path / "run").exists(), "a run that never began leaves nothing"
 
 
 @pytest.mark.parametrize("name", ["simclr", "moco", "dino", "vicreg"])
@@ -140,6 +141,14 @@ def test_one_view_where_two_are_needed(name: str, tmp_path: Path):
     ):
         start(replace(run, method=config), method=name)
     assert not (tmp_path / "run").exists()
+
+
+def test_views_with_other_frames_than_the_encoder(tmp_path: Path):
+    run = override(tiny("videomae", tmp_path / "run"), "method.encoder.frames", 8)
+    with pytest.raises(
+        ValueError, match=r"Views of 4 frames .* of 8\. Set method\.encoder\.frames to 4, or .* to 8"
+    ):
+        start(run, method="videomae")
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path):

@@ -6,19 +6,27 @@ from dataclasses import replace
 
 from visrep.config import Run
 from visrep.data.playgrounds import playground_settings
+from visrep.encoders import load_encoder
+from visrep.encoders.tokenizer import LogitTokens
+from visrep.machine import kind_of_device
 from visrep.method import At
+from visrep.methods import load_method, presets
 from visrep.schedules import Constant, Cosine, Line, Ramp, Step, Warmup
 
 FEW_STEPS = 100
 """steps in which hardly any method learns"""
 MEMORY = 5
 """a teacher that averages more than a fifth of the run's steps still looks like its start when the run ends"""
+SMALL = 64
+"""largest side of views, in pixels, for which a CPU is enough"""
+TOKENS = {"beitv2": "vqkd", "peco": "peco_tokenizer"}
+"""methods named after what their tokens tell: which tokenizer makes such tokens"""
 
 
-def advise(run: Run, images: int, first: At, *, frames: int = 0) -> list[str]:
+def advise(run: Run, images: int, first: At, *, method: str, frames: int = 0) -> list[str]:
     """What looks wrong with a run on so many images, each with the field to change; ``first`` is its first step.
 
-    ``frames`` is how many each clip of the data has, 0 for images.
+    ``method`` is the name or file of what it trains, ``frames`` how many each clip of the data has, 0 for images.
     """
     settings = vars(run.method)
     found = [
@@ -27,6 +35,8 @@ def advise(run: Run, images: int, first: At, *, frames: int = 0) -> list[str]:
         _queue(settings.get("queue"), images, run.batch),
         _teacher(settings.get("teacher_decay"), first),
         _moments(run, frames),
+        _tokens(method, settings.get("tokenizer")),
+        _no_gpu(run, method, first.total),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -81,4 +91,24 @@ def _moments(run: Run, frames: int) -> str:
     return (
         f"Clips and views have {frames} frames, so every epoch sees the same moments of each video. Give longer clips, "
         f"as in --data 'FOLDER:frames={3 * frames // 2}': then each view begins at a random frame of its clip."
+    )
+
+
+def _tokens(method: str, tokenizer: object) -> str:
+    if method not in TOKENS or not isinstance(load_encoder(str(tokenizer)), LogitTokens):
+        return ""
+    return (
+        f"{tokenizer} names pixels (it is a dVAE), which is what beit predicts; {method} is called after the tokens of "
+        f"{TOKENS[method]}. Set method.tokenizer to a run of {TOKENS[method]}, or train beit."
+    )
+
+
+def _no_gpu(run: Run, method: str, steps: int) -> str:
+    small = run.data != "playground" or run.method.views.size <= SMALL
+    if small or kind_of_device(run.accelerator) != "cpu" or "small32" not in presets(load_method(method)):
+        return ""
+    return (
+        f"No GPU was found, and this trains on the built-in playground for {steps:,} steps with views of "
+        f"{run.method.views.size} px. To try the method, use `visrep pretrain {method}:small32`; "
+        "give your own images with --data."
     )

@@ -26,11 +26,12 @@ from visrep.continuing.lora import merge, merged
 from visrep.continuing.retention import Retention, held_out
 from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, open_splits
 from visrep.encoders import save_encoder
+from visrep.encoders.frozen import NoSuchRun
 from visrep.interruption import Interruption
 from visrep.log import TrainingLog
-from visrep.machine import default_device, keep_freed_memory, trains_in_bf16
+from visrep.machine import keep_freed_memory, kind_of_device, trains_in_bf16
 from visrep.method import At, Batch, Encoder, Losses, Method
-from visrep.methods import check_views, load_method, method_class
+from visrep.methods import check_views, load_method, method_class, presets
 from visrep.monitor import Monitor
 from visrep.nn.batchnorm import convert_batchnorm
 from visrep.optim import (
@@ -121,8 +122,7 @@ def settled_precision(run: Run) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """What ``auto`` means here: bfloat16 where the device multiplies it, else 32 bits."""
     if run.precision != "auto":
         return run.precision
-    device = default_device().type if run.accelerator == "auto" else run.accelerator
-    return "bf16-mixed" if trains_in_bf16(device) else "32-true"
+    return "bf16-mixed" if trains_in_bf16(kind_of_device(run.accelerator)) else "32-true"
 
 
 def build_method(run: Run, method: str) -> Method:
@@ -246,7 +246,7 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
     run = resolve(run, source)
     about = describe(run, method=method, preset=preset, overrides=overrides)
     folder = RunFolder.create(run.out, about, writes=fabric.is_global_zero)
-    with says_how_it_ended(folder):
+    with leaves_nothing_unbegun(folder), says_how_it_ended(folder), names_the_preset(preset):
         train(run, source, folder, fabric, method=method, resume=False, encoder=encoder)
     return folder.path
 
@@ -277,6 +277,27 @@ def says_how_it_ended(folder: RunFolder) -> Iterator[None]:
     except Exception as error:
         folder.update("failed", str(error))
         raise
+
+
+@contextmanager
+def leaves_nothing_unbegun(folder: RunFolder) -> Iterator[None]:
+    """Take a run away again that fails before its first step because its settings or data cannot work."""
+    try:
+        yield
+    except (ValueError, ImportError):
+        folder.discard_unbegun()
+        raise
+
+
+@contextmanager
+def names_the_preset(preset: str) -> Iterator[None]:
+    """Let the message on a missing run of another method ask for that method's preset of the same name."""
+    try:
+        yield
+    except NoSuchRun as missing:
+        if preset not in presets(load_method(missing.method)):
+            raise
+        raise missing.asked_by(preset) from missing
 
 
 def train(
@@ -344,7 +365,8 @@ def train(
     saved_at = time.monotonic()
     step, lost = start, ""
     first = at_step(run, 0, total, loader.steps_per_epoch, fabric)
-    advice = [*source.notes, *advise(run, len(loader.images), first, frames=source.frames)]
+    found = advise(run, len(loader.images), first, method=method, frames=source.frames)
+    advice = [*source.notes, *found]
     folder.advise(advice)
     with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
         for sentence in advice:

@@ -32,6 +32,11 @@ def described(device: torch.device) -> dict[str, str | int]:
     }
 
 
+def kind_of_device(accelerator: str) -> str:
+    """The kind of device (cuda, cpu, mps) that a run's ``accelerator`` means here."""
+    return default_device().type if accelerator == "auto" else accelerator
+
+
 @cache
 def multiplies_bf16() -> bool:
     """Whether this CPU has instructions for bfloat16, which make training two to three times faster.

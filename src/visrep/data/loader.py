@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int64
 
 from visrep.data.canvas import CanvasSet
+from visrep.data.source import Source
 from visrep.data.workers import default_workers
 from visrep.method import Canvases
 
@@ -46,15 +48,8 @@ class Loader:
                 f"batch={batch} does not divide among {world} ranks. Set --batch to {divisible}."
             )
         if batch > n:
-            advice = (
-                f"lower --batch to {_largest_batch(n, world)}"
-                if n >= world
-                else f"use fewer ranks than {world}"
-            )
             kept = f" beside {len(canvases.usable) - n} that are {others}" if others else ""
-            raise ValueError(
-                f"batch={batch} but only {n} readable images in {canvases.source.name}{kept}; {advice}."
-            )
+            raise ValueError(_too_few(n, batch, world, canvases.source, kept))
         self.canvases = canvases
         self.batch = batch
         self.seed = seed
@@ -83,6 +78,16 @@ class Loader:
 
     def _permutation(self, epoch: int) -> Int64[np.ndarray, " n"]:
         return np.random.default_rng([self.seed, epoch]).permutation(self.images)
+
+
+def _too_few(n: int, batch: int, world: int, source: Source, kept: str) -> str:
+    """What is wrong with a batch larger than the set of ``n``, and what to change; ``kept`` says where others are."""
+    advice = f"lower --batch to {_largest_batch(n, world)}" if n >= world else f"use fewer ranks than {world}"
+    if source.per_video:
+        several = math.ceil(batch * source.per_video / max(1, n))
+        advice += f", or take more clips of each video: clips={several} behind the folder of --data"
+    kind = "clips" if source.frames else "images"
+    return f"batch={batch} but only {n} readable {kind} in {source.name}{kept}; {advice}."
 
 
 def _largest_batch(n: int, world: int) -> int:

@@ -170,6 +170,7 @@ def test_a_labelled_run_has_every_section(tmp_path: Path, config: ViT | ResNet) 
     assert "+39.4" in page.text["probes"] and "<images>" in page.text["probes"]
     assert "weight_decay = 0.04" in page.text["loss-and-schedules"]
     assert "lr schedule" in page.text["loss-and-schedules"]
+    assert "could not be read and were skipped: 1, see unreadable.txt" in page.text["loss-and-schedules"]
     assert "Teacher entropy" in page.text["health-while-training"]
     assert "share the label" in page.text["nearest-neighbours"]
     assert "<broken>.jpg" in page.text["configuration"] and "prototypes" in page.text["configuration"]

@@ -115,7 +115,7 @@ def _duration(seconds: float) -> str:
 
 
 def losses(record: RunRecord) -> str:
-    """Loss terms, then the schedules that move."""
+    """Loss terms, then the schedules that move; and how many files were skipped."""
     if not record.steps:
         raise Missing("No step is on record yet.")
     epochs = [step["epoch"] for step in record.steps]
@@ -135,7 +135,12 @@ def losses(record: RunRecord) -> str:
             panels.append(_panel(f"{name}: schedule.", [Line(epochs, values, name)]))
     speed = [step["images_per_second"] for step in record.steps]
     panels.append(_panel("Images a second", [Line(epochs, speed, "images/s")]))
-    return grid(panels, kind="panels") + (note(f"Constant: {', '.join(constant)}.") if constant else "")
+    said = [f"Constant: {', '.join(constant)}."] if constant else []
+    if record.unreadable:
+        said.append(
+            f"Files that could not be read and were skipped: {len(record.unreadable)}, see unreadable.txt."
+        )
+    return grid(panels, kind="panels") + "".join(map(note, said))
 
 
 def monitors(record: RunRecord) -> str:

@@ -29,6 +29,7 @@ from visrep.encoders import ViT
 from visrep.evaluation.compare import compare_without_labels
 from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import evaluate
+from visrep.evaluation.labels import labels_of
 from visrep.evaluation.sides import labelled_sides
 from visrep.method import At, Canvases, Preprocessing
 from visrep.monitor import _beside, _views_caption
@@ -275,8 +276,17 @@ def test_videos_shorter_than_a_clip_are_told(frames: Path):
     (said,) = open_source(f"{frames}:frames=4,stride=3,clips=2").notes
     assert said.startswith("1 of 3 videos are shorter than the 10 frames") and "the shortest has 1." in said
     (said,) = open_source(f"{frames}:frames=5,stride=3").notes
-    assert said.startswith("3 of 3 videos are shorter than the 13 frames") and "Lower stride or frames" in said
+    assert (
+        said.startswith("3 of 3 videos are shorter than the 13 frames") and "Lower stride or frames" in said
+    )
     assert not open_source(f"{frames}:frames=1").notes
+
+
+def test_unlabelled_videos_are_told_how_to_get_labels(frames: Path):
+    with pytest.raises(
+        ValueError, match=r"no labels.* one sub-folder of videos, or of folders of frames, a class"
+    ):
+        labels_of(open_source(f"{frames / 'cat'}:frames=2"))
 
 
 def test_a_clip_with_an_unreadable_frame_is_left_out(frames: Path):

@@ -11,10 +11,13 @@ from visrep.data.source import Source, Subset
 def labels_of(source: Source) -> Int64[np.ndarray, " n"]:
     """The labels of a source. Raises ValueError when it has none, or marks images as unlabelled."""
     if source.labels is None:
-        raise ValueError(
-            f"{source.name} has no labels, and protocols need them. Use a folder with one sub-folder "
-            "a class, a Parquet file with a 'label' column, an .npz with 'labels', or (image, label) pairs."
+        labelled = (
+            "a folder with one sub-folder of videos, or of folders of frames, a class"
+            if source.frames
+            else "a folder with one sub-folder a class, a Parquet file with a 'label' column, an .npz with 'labels', "
+            "or (image, label) pairs"
         )
+        raise ValueError(f"{source.name} has no labels, and protocols need them. Use {labelled}.")
     if unlabelled := int((source.labels < 0).sum()):
         raise ValueError(
             f"{unlabelled} of {len(source.labels)} labels of {source.name} are negative, which marks "

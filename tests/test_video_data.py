@@ -282,6 +282,18 @@ def test_videos_shorter_than_a_clip_are_told(frames: Path):
     assert not open_source(f"{frames}:frames=1").notes
 
 
+def test_a_batch_of_too_many_clips(frames: Path):
+    """Where clips are of videos, more of each are a way out; in the playground each is a video of its own."""
+    canvases = CanvasSet(open_source(f"{frames}:frames=2,stride=1,clips=3"), 8, workers=0)
+    with pytest.raises(
+        ValueError, match=r"only 6 readable clips in .*batch to 4, or .* clips=8 behind the folder"
+    ):
+        Loader(canvases, batch=16, seed=0)
+    drawn = CanvasSet(open_source("playground-video:n=2,size=16,frames=2"), 16, workers=0)
+    with pytest.raises(ValueError, match=r"only 2 readable clips in playground\S*; lower --batch to 2\.$"):
+        Loader(drawn, batch=4, seed=0)
+
+
 def test_unlabelled_videos_are_told_how_to_get_labels(frames: Path):
     with pytest.raises(
         ValueError, match=r"no labels.* one sub-folder of videos, or of folders of frames, a class"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int64
 
 from visrep.data.canvas import CanvasSet
+from visrep.data.source import Source
 from visrep.data.workers import default_workers
 from visrep.method import Canvases
 
@@ -45,14 +47,7 @@ class Loader:
                 f"batch={batch} does not divide among {world} ranks. Set --batch to {divisible}."
             )
         if batch > n:
-            advice = (
-                f"lower --batch to {_largest_batch(n, world)}"
-                if n >= world
-                else f"use fewer ranks than {world}"
-            )
-            raise ValueError(
-                f"batch={batch} but only {n} readable images in {canvases.source.name}; {advice}."
-            )
+            raise ValueError(_too_few(n, batch, world, canvases.source))
         self.canvases = canvases
         self.batch = batch
         self.seed = seed
@@ -81,6 +76,16 @@ class Loader:
 
     def _permutation(self, epoch: int) -> Int64[np.ndarray, " n"]:
         return np.random.default_rng([self.seed, epoch]).permutation(self.images)
+
+
+def _too_few(n: int, batch: int, world: int, source: Source) -> str:
+    """What is wrong with a batch larger than the set of ``n``, and what to change."""
+    advice = f"lower --batch to {_largest_batch(n, world)}" if n >= world else f"use fewer ranks than {world}"
+    if source.per_video:
+        several = math.ceil(batch * source.per_video / max(1, n))
+        advice += f", or take more clips of each video: clips={several} behind the folder of --data"
+    kind = "clips" if source.frames else "images"
+    return f"batch={batch} but only {n} readable {kind} in {source.name}; {advice}."
 
 
 def _largest_batch(n: int, world: int) -> int:

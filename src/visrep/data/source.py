@@ -28,6 +28,8 @@ class Source(ABC):
     """class names by label, or None"""
     frames: int = 0
     """of each clip; 0 for images"""
+    per_video: int = 0
+    """clips of each video, where the user can ask for more of them; else 0"""
     groups: np.ndarray | None = None
     """int64 [n]: the video of each clip, where several are of one; they are alike, so a split keeps them together"""
     notes: tuple[str, ...] = ()
@@ -54,7 +56,7 @@ class Subset(Source):
         self.name = name or source.name
         self.labels = None if source.labels is None else source.labels[self.indices]
         self.classes = source.classes
-        self.frames = source.frames
+        self.frames, self.per_video = source.frames, source.per_video
         self.groups = None if source.groups is None else source.groups[self.indices]
         self.notes = source.notes
 

@@ -35,7 +35,7 @@ class Clips(Source):
         if min(frames, stride, clips) < 1:
             raise ValueError(f"frames={frames}, stride={stride}, clips={clips}: each must be at least 1.")
         self.root, self.name = root, str(root)
-        self.frames, self.stride, self.clips = frames, stride, clips
+        self.frames, self.stride, self.per_video = frames, stride, clips
         self.videos: dict[str, list[str]] = {file: [] for file in files if is_video(file)}
         """name to the files of its frames, of which a video file has none"""
         if self.videos:
@@ -52,7 +52,7 @@ class Clips(Source):
         self.groups = np.arange(len(self.names)).repeat(clips) if clips > 1 else None
 
     def __len__(self) -> int:
-        return len(self.names) * self.clips
+        return len(self.names) * self.per_video
 
     def read(self, index: int) -> list[Raw]:
         name, place = self._place(index)
@@ -62,8 +62,8 @@ class Clips(Source):
 
     def key(self, index: int) -> str:
         """The video, and which of its clips when there are several."""
-        video, clip = divmod(index, self.clips)
-        return self.names[video] + (f"#{clip}" if self.clips > 1 else "")
+        video, clip = divmod(index, self.per_video)
+        return self.names[video] + (f"#{clip}" if self.per_video > 1 else "")
 
     def stamp(self, index: int) -> str:
         """Changes with the settings and when the video is replaced: size and time of change of its files."""
@@ -83,8 +83,8 @@ class Clips(Source):
 
     def _place(self, index: int) -> tuple[str, float]:
         """The name of the video of a clip, and its place in it."""
-        video, clip = divmod(index, self.clips)
-        return self.names[video], (clip + 0.5) / self.clips
+        video, clip = divmod(index, self.per_video)
+        return self.names[video], (clip + 0.5) / self.per_video
 
     def _frames(self, name: str, place: float) -> list[Path]:
         files = self.videos[name]

@@ -142,6 +142,14 @@ def test_one_view_where_two_are_needed(name: str, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_views_with_other_frames_than_the_encoder(tmp_path: Path):
+    run = override(tiny("videomae", tmp_path / "run"), "method.encoder.frames", 8)
+    with pytest.raises(
+        ValueError, match=r"Views of 4 frames .* of 8\. Set method\.encoder\.frames to 4, or .* to 8"
+    ):
+        start(run, method="videomae")
+
+
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path):
     """MAE's loss is a mean over images, so halves of a batch add up to it exactly, but for the masks drawn."""
     run = replace(tiny("mae", tmp_path / "run"), accumulate=2)

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, get_origin, get_type_hints
 
 from visrep.config import Run
+from visrep.encoders import VideoViT
 from visrep.method import Method
 
 FOLDER = Path(__file__).parent
@@ -73,13 +74,21 @@ def method_class(module: ModuleType) -> type[Method]:
 
 
 def check_views(config: Any) -> None:
-    """Raises ValueError when a method's configuration holds other views than it is annotated with: one of two, say."""
+    """Raises ValueError for views that a method's configuration is not annotated with, one of two, say; and for views
+    with another number of frames than an encoder of clips states its positions for.
+    """
     wanted = get_type_hints(type(config)).get("views")
+    encoder, frames = vars(config).get("encoder"), config.views.frames
     if inspect.isclass(wanted) and not isinstance(config.views, wanted):
         found, name = type(config.views), type(config).__module__.rpartition(".")[2]
         raise ValueError(
             f"{name} cannot learn from {found.__name__} ({_first_words(found)}). Set "
             f"method.views to {wanted.__name__} ({_first_words(wanted)}), or choose a method for these views."
+        )
+    if isinstance(encoder, VideoViT) and encoder.frames != frames:
+        raise ValueError(
+            f"Views of {frames} frames do not fit an encoder whose positions are those of {encoder.frames}. Set "
+            f"method.encoder.frames to {frames}, or method.views.frames to {encoder.frames}."
         )
 
 

@@ -28,6 +28,7 @@ from visrep.config import Run, from_json, to_json
 from visrep.data.playground import Playground
 from visrep.data.playground_video import PlaygroundVideo
 from visrep.encoders import applied_to
+from visrep.encoders.video import clip_grid, cut, paste
 from visrep.engine import start
 from visrep.functional import feature_std
 from visrep.method import At, Batch, Canvases, Encoder, Losses, Method, Tokens
@@ -445,6 +446,50 @@ def check_presets(case: Case) -> None:
         assert from_json(to_json(run)) == run, f"preset {name} changes on its way through JSON"
         if run.method.views.size <= 64:
             optimizers(run, case.fresh(cfg=with_runs(run.method)))
+
+
+VISIBLE_ONLY = (
+    "mae", "crossmae", "data2vec2", "localmim", "hpm", "cae", "dbot", "latentmim", "videomae", "ijepa", "vjepa",
+)  # fmt: skip
+"""methods whose student is given the visible patches alone"""
+
+
+def check_hidden_pixels(case: Case) -> None:
+    """Encoders that learn are asked for some patches only, and the pixels of others do not change what they say."""
+    method, asked = case.build(), list[tuple[Encoder, Tensor, dict[str, Any]]]()
+
+    def note(student: Encoder, images: tuple[Tensor], how: dict[str, Any]) -> None:
+        asked.append((student, *images, how))
+
+    for module in method.modules():
+        if isinstance(module, Encoder) and any(p.requires_grad for p in module.parameters()):
+            module.register_forward_pre_hook(note, with_kwargs=True)
+    method.loss(views(case, n=4), moment())
+    method.eval()  # without drop path
+    calls = tuple(asked)
+    assert calls, "no encoder that learns sees the images"
+    for student, images, how in calls:
+        assert how.get("keep") is not None, "an encoder that learns sees all patches: ask for those in keep="
+        with torch.no_grad():
+            before, after = (student(x, **how) for x in (images, with_noise(student, images, how["keep"])))
+        for found, expected in zip((after, *after.layers), (before, *before.layers), strict=True):
+            for what in ("patches", "cls"):
+                torch.testing.assert_close(
+                    getattr(found, what), getattr(expected, what),
+                    msg=lambda m, w=what: f"hidden pixels reach the {w} of a student: {m}",
+                )  # fmt: skip
+
+
+def with_noise(encoder: Encoder, images: Tensor, keep: Tensor) -> Tensor:
+    """Images or clips with noise in place of all patches but those in ``keep``."""
+    clips, tubelet = (images, encoder.config.tubelet) if images.ndim == 5 else (images[:, None], 1)
+    patches = cut(clips, tubelet, encoder.stride)
+    visible = torch.zeros(patches.shape[:2], dtype=torch.bool).scatter(1, keep, True)
+    assert not visible.all(), "nothing is hidden"
+    noise = torch.randn(patches.shape, generator=torch.Generator().manual_seed(0))
+    _, t, _, h, w = clips.shape
+    grid = clip_grid(t, h, w, tubelet, encoder.stride)
+    return paste(patches.where(visible[..., None, None, None, None], noise), grid).view_as(images)
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

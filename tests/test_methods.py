@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
-from conformance import CHECKS, Case, Outcome, check_ranks, on_two_ranks
+from conformance import (
+    CHECKS,
+    VISIBLE_ONLY,
+    Case,
+    Outcome,
+    check_hidden_pixels,
+    check_ranks,
+    on_two_ranks,
+)
+from visrep.encoders.vit import VisionTransformer
+from visrep.method import Tokens
 from visrep.methods import DEFAULTS, method_files, preset
 
 NAMES = tuple(method_files())
@@ -142,6 +155,26 @@ def test_default_preset_of_a_users_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_equal_one(name: str, two_ranks: list[dict[str, Outcome]]) -> None:
     check_ranks(Case(name), two_ranks)
+
+
+@pytest.mark.parametrize("name", VISIBLE_ONLY)
+def test_hidden_pixels_are_not_seen(name: str) -> None:
+    check_hidden_pixels(Case(name))
+
+
+def test_hidden_pixels_that_are_seen_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a method whose encoder gets whole images, and by an encoder whose tokens know more than it was asked for."""
+    with pytest.raises(AssertionError, match="sees all patches"):
+        check_hidden_pixels(Case("simclr"))
+    forward = VisionTransformer.forward
+
+    def leaking(self: VisionTransformer, images: Tensor, **how: Any) -> Tokens:
+        found = forward(self, images, **how)
+        return replace(found, patches=found.patches + 1e-3 * images.mean())
+
+    monkeypatch.setattr(VisionTransformer, "forward", leaking)
+    with pytest.raises(AssertionError, match="hidden pixels reach the patches"):
+        check_hidden_pixels(Case("mae"))
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -171,17 +171,6 @@ def test_targets_have_no_mean_and_unit_deviation_in_each_channel():
     torch.testing.assert_close(target.std(2), torch.ones(2, 5, 3).double(), atol=1e-4, rtol=0)
 
 
-def test_hidden_pixels_do_not_reach_the_prediction():
-    videomae = Case("videomae").build().double()
-    clips = views(Case("videomae")).crops[0][0].double()
-    _, hidden, before = videomae._predict(clips, moment())  # pyright: ignore[reportCallIssue]
-    patch = videomae.cfg.encoder.patch
-    mask = torch.zeros(16, 32, dtype=torch.bool).scatter(1, hidden, True).view(16, 2, 1, 4, 4)
-    pixel = mask.repeat_interleave(2, 1).repeat_interleave(patch, 3).repeat_interleave(patch, 4)
-    _, _, after = videomae._predict(clips.masked_fill(pixel, 9.0), moment())  # pyright: ignore[reportCallIssue]
-    assert torch.equal(before, after)
-
-
 def test_pictures_show_the_clip_and_its_visible_places():
     case = Case("videomae")
     batch = views(case)

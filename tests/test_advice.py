@@ -11,8 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from visrep.advice import advise
+from visrep.advice import TOKENS, advise
 from visrep.config import Run
+from visrep.encoders import save_encoder
+from visrep.encoders.dalle import DalleNet
+from visrep.encoders.tokenizer import CodebookTokenizer, LogitTokenizer
 from visrep.engine import start
 from visrep.method import At
 from visrep.methods import load_method, method_files, preset, presets
@@ -21,7 +24,27 @@ from visrep.schedules import Constant, Cosine
 
 def advice(run: Run, images: int) -> list[str]:
     steps = images // run.batch
-    return advise(run, images, At(0, round(run.epochs * steps), steps, torch.Generator()))
+    return advise(
+        run, images, At(0, round(run.epochs * steps), steps, torch.Generator()), method=method_of(run)
+    )
+
+
+def pixel_codes() -> LogitTokenizer:
+    return LogitTokenizer(DalleNet(width=4, groups=2, blocks=1), codes=4)
+
+
+def feature_codes() -> CodebookTokenizer:
+    return CodebookTokenizer(DalleNet(width=4, groups=2, blocks=1), codes=4, width=2, metric="cosine")
+
+
+def saved(folder: Path, tokenizer: LogitTokenizer | CodebookTokenizer) -> str:
+    """The folder of a tokenizer that nobody trained."""
+    save_encoder(folder, tokenizer.build())
+    return str(folder)
+
+
+def method_of(run: Run) -> str:
+    return type(run.method).__module__.rpartition(".")[2]
 
 
 def changed(name: str, **method: object) -> Run:
@@ -48,16 +71,29 @@ def test_clips_as_long_as_views_are_told() -> None:
     """Unless they are drawn, or views see a part of each that moves from epoch to epoch."""
     run = replace(preset("videomae:small32")[2], data="films:frames=8")
     at = At(0, 1000, 100, torch.Generator())
-    (sentence,) = advise(run, 6400, at, frames=8)
+    (sentence,) = advise(run, 6400, at, method="videomae", frames=8)
     assert "same moments" in sentence and "'FOLDER:frames=12'" in sentence
-    assert not advise(run, 6400, at, frames=12)
-    assert not advise(replace(run, data="playground-video:frames=8"), 6400, at, frames=8)
-    assert not advise(replace(preset("mae:small32")[2], data="photos"), 6400, at)
+    assert not advise(run, 6400, at, method="videomae", frames=12)
+    assert not advise(replace(run, data="playground-video:frames=8"), 6400, at, method="videomae", frames=8)
+    assert not advise(replace(preset("mae:small32")[2], data="photos"), 6400, at, method="mae")
+
+
+@pytest.mark.parametrize("name", ["peco", "beitv2"])
+def test_names_claim_their_tokens(name: str, tmp_path: Path) -> None:
+    """Any tokenizer fits; what is called PeCo or BEiT v2 on tokens of pixels is BEiT."""
+    pixels, other = saved(tmp_path / "a", pixel_codes()), saved(tmp_path / "b", feature_codes())
+    (sentence,) = advice(changed(f"{name}:small32", tokenizer=pixels), 10_000)
+    assert f"{name} is called after the tokens of {TOKENS[name]}. Set method.tokenizer" in sentence
+    assert not advice(changed(f"{name}:small32", tokenizer=other), 10_000)
+    assert not advice(changed("beit:small32", tokenizer=pixels), 10_000)
 
 
 @pytest.mark.parametrize("name", [n for n in method_files() if "small32" in presets(load_method(n))])
-def test_the_small_presets_fit_their_data(name: str) -> None:
-    assert not advice(preset(f"{name}:small32")[2], 10_000)
+def test_the_small_presets_fit_their_data(name: str, tmp_path: Path) -> None:
+    run = preset(f"{name}:small32")[2]
+    if name in TOKENS:
+        run = changed(f"{name}:small32", tokenizer=saved(tmp_path, feature_codes()))
+    assert not advice(run, 10_000)
 
 
 def test_a_run_says_that_masks_were_left_out(tmp_path: Path) -> None:

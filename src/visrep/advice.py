@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from visrep.config import Run
 from visrep.data.playgrounds import playground_settings
+from visrep.encoders import load_encoder
+from visrep.encoders.tokenizer import LogitTokens
 from visrep.method import At
 from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
 
@@ -11,12 +13,14 @@ FEW_STEPS = 100
 """steps in which hardly any method learns"""
 MEMORY = 5
 """a teacher that averages more than a fifth of the run's steps still looks like its start when the run ends"""
+TOKENS = {"beitv2": "vqkd", "peco": "peco_tokenizer"}
+"""methods named after what their tokens tell: which tokenizer makes such tokens"""
 
 
-def advise(run: Run, images: int, first: At, *, frames: int = 0) -> list[str]:
+def advise(run: Run, images: int, first: At, *, method: str, frames: int = 0) -> list[str]:
     """What looks wrong with a run on so many images, each with the field to change; ``first`` is its first step.
 
-    ``frames`` is how many each clip of the data has, 0 for images.
+    ``method`` is the name or file of what it trains, ``frames`` how many each clip of the data has, 0 for images.
     """
     settings = vars(run.method)
     found = [
@@ -25,6 +29,7 @@ def advise(run: Run, images: int, first: At, *, frames: int = 0) -> list[str]:
         _queue(settings.get("queue"), images, run.batch),
         _teacher(settings.get("teacher_decay"), first),
         _moments(run, frames),
+        _tokens(method, settings.get("tokenizer")),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -74,4 +79,13 @@ def _moments(run: Run, frames: int) -> str:
     return (
         f"Clips and views have {frames} frames, so every epoch sees the same moments of each video. Give longer clips, "
         f"as in --data 'FOLDER:frames={3 * frames // 2}': then each view begins at a random frame of its clip."
+    )
+
+
+def _tokens(method: str, tokenizer: object) -> str:
+    if method not in TOKENS or not isinstance(load_encoder(str(tokenizer)), LogitTokens):
+        return ""
+    return (
+        f"{tokenizer} names pixels (it is a dVAE), which is what beit predicts; {method} is called after the tokens of "
+        f"{TOKENS[method]}. Set method.tokenizer to a run of {TOKENS[method]}, or train beit."
     )

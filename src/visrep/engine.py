@@ -341,7 +341,8 @@ def train(
     saved_at = time.monotonic()
     step, lost = start, ""
     first = at_step(run, 0, total, loader.steps_per_epoch, fabric)
-    advice = [*source.notes, *advise(run, len(loader.images), first, frames=source.frames)]
+    found = advise(run, len(loader.images), first, method=method, frames=source.frames)
+    advice = [*source.notes, *found]
     folder.advise(advice)
     with TrainingProgress(total, start, shown=fabric.is_global_zero) as progress, Interruption() as stop:
         for sentence in advice:

@@ -88,6 +88,14 @@ def test_names_claim_their_tokens(name: str, tmp_path: Path) -> None:
     assert not advice(changed("beit:small32", tokenizer=pixels), 10_000)
 
 
+def test_large_presets_on_the_playground_want_a_gpu() -> None:
+    run = replace(preset("simmim")[2], accelerator="cpu")
+    (sentence,) = advice(run, 10_000)
+    assert "No GPU was found" in sentence and "`visrep pretrain simmim:small32`" in sentence
+    assert not advice(replace(run, accelerator="cuda"), 10_000)
+    assert not advice(replace(run, data="photos"), 10_000)
+
+
 @pytest.mark.parametrize("name", [n for n in method_files() if "small32" in presets(load_method(n))])
 def test_the_small_presets_fit_their_data(name: str, tmp_path: Path) -> None:
     run = preset(f"{name}:small32")[2]

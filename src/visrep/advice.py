@@ -6,13 +6,17 @@ from visrep.config import Run
 from visrep.data.playgrounds import playground_settings
 from visrep.encoders import load_encoder
 from visrep.encoders.tokenizer import LogitTokens
+from visrep.machine import kind_of_device
 from visrep.method import At
+from visrep.methods import load_method, presets
 from visrep.schedules import Constant, Cosine, Ramp, Step, Warmup
 
 FEW_STEPS = 100
 """steps in which hardly any method learns"""
 MEMORY = 5
 """a teacher that averages more than a fifth of the run's steps still looks like its start when the run ends"""
+SMALL = 64
+"""largest side of views, in pixels, for which a CPU is enough"""
 TOKENS = {"beitv2": "vqkd", "peco": "peco_tokenizer"}
 """methods named after what their tokens tell: which tokenizer makes such tokens"""
 
@@ -30,6 +34,7 @@ def advise(run: Run, images: int, first: At, *, method: str, frames: int = 0) ->
         _teacher(settings.get("teacher_decay"), first),
         _moments(run, frames),
         _tokens(method, settings.get("tokenizer")),
+        _no_gpu(run, method, first.total),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -88,4 +93,15 @@ def _tokens(method: str, tokenizer: object) -> str:
     return (
         f"{tokenizer} names pixels (it is a dVAE), which is what beit predicts; {method} is called after the tokens of "
         f"{TOKENS[method]}. Set method.tokenizer to a run of {TOKENS[method]}, or train beit."
+    )
+
+
+def _no_gpu(run: Run, method: str, steps: int) -> str:
+    small = run.data != "playground" or run.method.views.size <= SMALL
+    if small or kind_of_device(run.accelerator) != "cpu" or "small32" not in presets(load_method(method)):
+        return ""
+    return (
+        f"No GPU was found, and this trains on the built-in playground for {steps:,} steps with views of "
+        f"{run.method.views.size} px. To try the method, use `visrep pretrain {method}:small32`; "
+        "give your own images with --data."
     )

@@ -27,7 +27,7 @@ from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, ope
 from visrep.encoders import save_encoder
 from visrep.interruption import Interruption
 from visrep.log import TrainingLog
-from visrep.machine import default_device, keep_freed_memory, trains_in_bf16
+from visrep.machine import keep_freed_memory, kind_of_device, trains_in_bf16
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.methods import check_views, load_method, method_class
 from visrep.monitor import Monitor
@@ -120,8 +120,7 @@ def settled_precision(run: Run) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """What ``auto`` means here: bfloat16 where the device multiplies it, else 32 bits."""
     if run.precision != "auto":
         return run.precision
-    device = default_device().type if run.accelerator == "auto" else run.accelerator
-    return "bf16-mixed" if trains_in_bf16(device) else "32-true"
+    return "bf16-mixed" if trains_in_bf16(kind_of_device(run.accelerator)) else "32-true"
 
 
 def build_method(run: Run, method: str) -> Method:

@@ -20,6 +20,11 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def kind_of_device(accelerator: str) -> str:
+    """The kind of device (cuda, cpu, mps) that a run's ``accelerator`` means here."""
+    return default_device().type if accelerator == "auto" else accelerator
+
+
 @cache
 def multiplies_bf16() -> bool:
     """Whether this CPU has instructions for bfloat16, which make training two to three times faster.

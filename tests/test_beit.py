@@ -130,6 +130,9 @@ def test_any_tokenizer_fits(method: str) -> None:
 def test_a_run_needs_a_tokenizer_and_ends_with_an_encoder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="visrep pretrain dvae:tiny --data FOLDER --out runs/dvae-tiny"):
         api.pretrain("beit:tiny", "playground:n=32,size=32", str(tmp_path / "none"))
+    elsewhere = {"method.tokenizer": str(tmp_path / "elsewhere")}
+    with pytest.raises(ValueError, match=r"visrep pretrain dvae:tiny --data FOLDER --out .*/elsewhere`"):
+        api.pretrain("beit:tiny", "playground:n=32,size=32", str(tmp_path / "none"), overrides=elsewhere)
     folder = api.pretrain(
         "beit:tiny",
         "playground:n=32,size=32",

@@ -15,7 +15,7 @@ from conformance import Case, doubled, moment, tiny_run, views
 from test_golden import arrays, close
 from visrep.encoders import ViT, load_encoder, save_encoder
 from visrep.encoders.dalle import DalleNet
-from visrep.encoders.frozen import Frozen, load_frozen, load_tokenizer
+from visrep.encoders.frozen import Frozen, NoSuchRun, load_frozen, load_tokenizer
 from visrep.encoders.tokenizer import CodebookTokenizer, LogitTokenizer, Tokenizer
 from visrep.functional import displayed
 from visrep.method import Batch, Preprocessing
@@ -315,9 +315,25 @@ def test_a_missing_run_says_how_to_make_one(tmp_path: Path) -> None:
         load_frozen(str(tmp_path), views, field="teacher", methods=("dino", "mae"))
     with pytest.raises(ValueError, match=r"visrep pretrain mae:small32 --data FOLDER --out runs/mae-small32"):
         load_frozen("runs/mae-small32", views, field="teacher", methods=("dino", "mae"))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(NoSuchRun, match=r"dvae:small32 .*--out runs/dvae-small32`") as missing:
+        load_tokenizer(str(tmp_path), views, method="dvae")
+    assert "dvae:tiny --data FOLDER --out runs/dvae-tiny`" in str(missing.value.asked_by("tiny"))
     save_encoder(tmp_path, ViT(image=32, patch=8, width=16, depth=1, heads=2).build())
     with pytest.raises(ValueError, match="names no codes"):
         load_tokenizer(str(tmp_path), views, method="dvae")
+
+
+def test_a_folder_with_something_in_it_is_never_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/dvae-small32", "runs/dvae-small32-2"):
+        assert f"--out {name}`" in str(NoSuchRun("tokenizer", "runs/dvae-small32", ("dvae",)))
+        (tmp_path / name).mkdir(parents=True)
+        assert f"--out {name}`" in str(NoSuchRun("tokenizer", "runs/dvae-small32", ("dvae",))), "it is empty"
+        (tmp_path / name / "run.json").touch()
+    assert "--out runs/dvae-small32-3`" in str(NoSuchRun("tokenizer", "runs/dvae-small32", ("dvae",)))
 
 
 def test_tokenizers_are_trained_by_the_engine() -> None:

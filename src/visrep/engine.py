@@ -25,11 +25,12 @@ from visrep.continuing.lora import merge, merged
 from visrep.continuing.retention import Retention, held_out
 from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, open_splits
 from visrep.encoders import save_encoder
+from visrep.encoders.frozen import NoSuchRun
 from visrep.interruption import Interruption
 from visrep.log import TrainingLog
 from visrep.machine import keep_freed_memory, kind_of_device, trains_in_bf16
 from visrep.method import At, Batch, Encoder, Losses, Method
-from visrep.methods import check_views, load_method, method_class
+from visrep.methods import check_views, load_method, method_class, presets
 from visrep.monitor import Monitor
 from visrep.nn.batchnorm import convert_batchnorm
 from visrep.optim import (
@@ -243,7 +244,7 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
     run = resolve(run, source)
     about = describe(run, method=method, preset=preset, overrides=overrides)
     folder = RunFolder.create(run.out, about, writes=fabric.is_global_zero)
-    with says_how_it_ended(folder):
+    with says_how_it_ended(folder), names_the_preset(preset):
         train(run, source, folder, fabric, method=method, resume=False, encoder=encoder)
     return folder.path
 
@@ -274,6 +275,17 @@ def says_how_it_ended(folder: RunFolder) -> Iterator[None]:
     except Exception as error:
         folder.update("failed", str(error))
         raise
+
+
+@contextmanager
+def names_the_preset(preset: str) -> Iterator[None]:
+    """Let the message on a missing run of another method ask for that method's preset of the same name."""
+    try:
+        yield
+    except NoSuchRun as missing:
+        if preset not in presets(load_method(missing.method)):
+            raise
+        raise missing.asked_by(preset) from missing
 
 
 def train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, count
 from pathlib import Path
 from typing import Generic, TypeVar, final
 
@@ -57,31 +58,56 @@ class Frozen(nn.Module, Generic[E]):
         )
 
 
+class NoSuchRun(ValueError):
+    """A configuration's ``field`` names no finished run; the message has the command that makes one.
+
+    It is one of the first of ``methods`` and of ``preset``, or of those that the folder is called after
+    (METHOD-PRESET), and goes to that folder, or to a new one where that holds other things.
+    """
+
+    def __init__(self, field: str, folder: str, methods: tuple[str, ...], preset: str = "small32") -> None:
+        self.field, self.folder, self.methods = field, folder, methods
+        self.method, _, called = Path(folder).name.partition("-")
+        if self.method not in methods or not called.isalnum():
+            self.method, called = methods[0], preset
+        out = folder if folder and _vacant(folder) else _new_name(f"runs/{self.method}-{called}")
+        super().__init__(
+            f"method.{field}={folder!r} names no finished run. Make one: `visrep pretrain {self.method}:{called} "
+            f"--data FOLDER --out {out}`, then give its folder: --method.{field} {out}."
+        )
+
+    def asked_by(self, preset: str) -> NoSuchRun:
+        """The same for a run of ``preset``, which wants one of the preset of that name."""
+        return NoSuchRun(self.field, self.folder, self.methods, preset)
+
+
+def _vacant(name: str) -> bool:
+    folder = Path(name)
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _new_name(name: str) -> str:
+    """The name, with a number where there is something of that name."""
+    return next(found for found in chain([name], (f"{name}-{i}" for i in count(2))) if _vacant(found))
+
+
 def load_frozen(
     folder: str, views: Preprocessing, *, field: str, methods: tuple[str, ...]
 ) -> Frozen[Encoder]:
-    """The encoder of the run in ``folder``, which the configuration's ``field`` names.
+    """The encoder of the run in ``folder``, which the configuration's ``field`` names: of one of ``methods``, say.
 
-    Raises ValueError when there is none, with the command that makes one: with the one of ``methods`` that the folder
-    is called after (METHOD-PRESET), else with the first.
+    Raises NoSuchRun when there is none.
     """
     try:
         return Frozen(load_encoder(folder), views)
     except FileNotFoundError as error:
-        out = folder or f"runs/{methods[0]}-small32"
-        method, _, preset = Path(out).name.partition("-")
-        if method not in methods or not preset.isalnum():
-            method, preset = methods[0], "small32"
-        raise ValueError(
-            f"method.{field}={folder!r} names no finished run. Make one: `visrep pretrain {method}:{preset} "
-            f"--data FOLDER --out {out}`, then give its folder: --method.{field} {out}."
-        ) from error
+        raise NoSuchRun(field, folder, methods) from error
 
 
 def load_tokenizer(folder: str, views: Preprocessing, *, method: str) -> Frozen[Tokenizer]:
     """The tokenizer of the run that the configuration's field ``tokenizer`` names.
 
-    Raises ValueError, with the command that makes one with ``method``, when there is none, or no tokenizer in it.
+    Raises NoSuchRun when there is none, ValueError when it is no tokenizer's; both name one that ``method`` makes.
     """
     frozen = load_frozen(folder, views, field="tokenizer", methods=(method,))
     if not isinstance(frozen.encoder, Tokenizer):

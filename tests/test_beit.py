@@ -133,6 +133,7 @@ def test_a_run_needs_a_tokenizer_and_ends_with_an_encoder(tmp_path: Path) -> Non
     elsewhere = {"method.tokenizer": str(tmp_path / "elsewhere")}
     with pytest.raises(ValueError, match=r"visrep pretrain dvae:tiny --data FOLDER --out .*/elsewhere`"):
         api.pretrain("beit:tiny", "playground:n=32,size=32", str(tmp_path / "none"), overrides=elsewhere)
+    assert not list(tmp_path.iterdir()), "no folder of a run that never began"
     folder = api.pretrain(
         "beit:tiny",
         "playground:n=32,size=32",

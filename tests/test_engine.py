@@ -127,6 +127,7 @@ def test_too_few_images_for_a_batch(tmp_path: Path):
     run = replace(tiny("simclr", tmp_path / "run"), batch=100)
     with pytest.raises(ValueError, match=r"batch.*100.*64"):
         start(run, method="simclr", preset="tiny")
+    assert not (tmp_path / "run").exists(), "a run that never began leaves nothing"
 
 
 @pytest.mark.parametrize("name", ["simclr", "moco", "dino", "vicreg"])

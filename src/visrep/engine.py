@@ -244,7 +244,7 @@ def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...]
     run = resolve(run, source)
     about = describe(run, method=method, preset=preset, overrides=overrides)
     folder = RunFolder.create(run.out, about, writes=fabric.is_global_zero)
-    with says_how_it_ended(folder), names_the_preset(preset):
+    with leaves_nothing_unbegun(folder), says_how_it_ended(folder), names_the_preset(preset):
         train(run, source, folder, fabric, method=method, resume=False, encoder=encoder)
     return folder.path
 
@@ -274,6 +274,16 @@ def says_how_it_ended(folder: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         folder.update("failed", str(error))
+        raise
+
+
+@contextmanager
+def leaves_nothing_unbegun(folder: RunFolder) -> Iterator[None]:
+    """Take a run away again that fails before its first step because its settings or data cannot work."""
+    try:
+        yield
+    except (ValueError, ImportError):
+        folder.discard_unbegun()
         raise
 
 

@@ -65,6 +65,14 @@ class RunFolder:
         if self.writes:
             save_json(self.path / "run.json", {**self.about(), "status": status, "message": message})
 
+    def discard_unbegun(self) -> None:
+        """Remove run.json, and the folder where it then holds nothing, unless a step is on record."""
+        if self.writes and not self.metrics("step") and not (self.path / "checkpoint.pt").exists():
+            for name in ("run.json", "metrics.jsonl", "start.npz"):
+                (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):  # decoded images are found again by the next run
+                self.path.rmdir()
+
     def advise(self, advice: list[str]) -> None:
         """Keep in run.json what looked wrong at the start."""
         if self.writes:

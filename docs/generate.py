@@ -11,6 +11,7 @@ from pathlib import Path
 from visrep.analysis.measures.registry import MEASURES
 from visrep.analysis.similarity.registry import SIMILARITIES
 from visrep.catalogue import Entry, catalogue, load_records, records_folder
+from visrep.comparison.worth import selections
 from visrep.evaluation.fingerprint import hashed
 from visrep.evaluation.results import variant
 from visrep.evaluation.versions import outdated, version_in
@@ -243,9 +244,38 @@ def worth() -> str:
     return "".join(parts)
 
 
+def choices() -> str:
+    """What choosing among settings and checkpoints by each label-free measure was worth."""
+    records = selections()
+    if not records:
+        return "Not measured yet.\n"
+    kinds = [(record, kind) for record in records for kind in ("settings", "checkpoints")]
+    heads = [f"{record['method']}, {len(record['settings'])} settings" for record in records]
+    titles = [title for head in heads for title in (head, "its checkpoints")]
+    parts = [f"| measure | {' | '.join(titles)} |\n|{'---|' * (1 + len(titles))}\n"]
+    for m in MEASURES:
+        rows = [record["agreement"][kind].get(m.key) for record, kind in kinds]
+        if any(rows):
+            cells = [f"{row['spearman']:+.2f}, {row['behind']:.1f} behind" if row else "-" for row in rows]
+            parts.append(f"| {m.title} | {' | '.join(cells)} |\n")
+    parts.append(
+        "\nThe probe, by setting, and after each two epochs:\n\n| method | setting | linear |\n|---|---|---|\n"
+    )
+    for record in records:
+        for one in record["settings"]:
+            steps = ", ".join(f"{kept['linear']:.1f}" for kept in one["checkpoints"])
+            parts.append(
+                f"| {record['method']} | {one['setting']} | {one['end']['linear']:.1f} ({steps}) |\n"
+            )
+    parts.extend(f"\n`{record['command']}` ({record['machine']})\n" for record in records)
+    return "".join(parts)
+
+
 def diagnostics_page(text: str) -> str:
     """docs/diagnostics.md with its tables made anew."""
-    return between(between(text, "measures", measures()), "worth", worth())
+    for name, made in (("measures", measures()), ("worth", worth()), ("choices", choices())):
+        text = between(text, name, made)
+    return text
 
 
 def sheets() -> str:

@@ -221,6 +221,17 @@ def test_the_worth_of_a_measure_is_what_is_on_record(tmp_path: Path, monkeypatch
     within = {**group, "name": "cifar10-jpeg, runs within methods"}
     (tmp_path / "label_free.json").write_text(json.dumps({"groups": [group, within]}))
     assert len(worth.measured_worth(measure("lidar"))) == 2
+    (tmp_path / "label_free.json").write_text(json.dumps({"groups": [group]}))
+    (tmp_path / "selection").mkdir()
+    agreed = {
+        "settings": {"lidar": {"spearman": 0.7, "behind": 1.26}},
+        "checkpoints": {"lidar": {"spearman": -0.1, "behind": 0.4}},
+    }
+    record = {"method": "mae:small32", "data": "photos", "settings": [{}] * 7, "agreement": agreed}
+    (tmp_path / "selection" / "mae-small32-photos.json").write_text(json.dumps(record))
+    _, said = worth.measured_worth(measure("lidar"))
+    assert "7 settings of mae:small32 (photos)" in said
+    assert "by +0.70" in said and "1.3 points behind" in said and "by -0.10, 0.4 points behind" in said
 
 
 @pytest.mark.parametrize("name", ["doctor", "diagnose", "similarity"])

@@ -341,7 +341,7 @@ def test_numbers_of_other_versions_do_not_stand_on_one_sheet(tmp_path: Path) -> 
 
 def test_versions_are_of_protocols_and_in_each_result() -> None:
     assert {name.removesuffix(":") for name in VERSIONS} <= set(ORDER)
-    assert (version_of("finetune"), version_of("finetune:10%"), version_of("finetune-mae:5")) == (1, 2, 1)
+    assert (version_of("finetune"), version_of("finetune:10%"), version_of("finetune-motion:5")) == (1, 2, 1)
     assert (version_of("attentive"), version_of("attentive-vjepa"), version_of("knn")) == (2, 1, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(VERSIONS, "knn", 3)

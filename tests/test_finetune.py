@@ -36,8 +36,8 @@ from visrep.evaluation.mixing import Mixing, draw_box, mix
 from visrep.evaluation.protocols import check_protocols
 from visrep.evaluation.table import render
 from visrep.evaluation.untrained import untrained_twin
-from visrep.method import Encoder, Preprocessing
-from visrep.views import View, center
+from visrep.method import At, Encoder, Preprocessing
+from visrep.views import Erasing, OneView, RandAugment, View, center, draw, erase, rand_augment
 
 SIZE = 16
 PLAIN = View(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0)
@@ -186,7 +186,7 @@ def test_unknown_layers_learn_alike() -> None:
 def loop(encoder: Encoder, train: Images, recipe: Recipe, lr: float, decay: float, seed: int) -> Classifier:
     """`Fit` written out for a ViT, with one optimiser a parameter."""
     torch.manual_seed(seed)
-    network = Classifier(trainable(encoder, 0.0), 3).train()
+    network = Classifier(trainable(encoder, recipe), 3).train()
     optimisers = {}
     for name, parameter in network.named_parameters():
         kept = parameter.ndim == 1 or name in ("encoder.cls_token", "encoder.position")
@@ -261,7 +261,7 @@ def test_a_twin_is_trained_with_usual_batchnorm() -> None:
     """Calibrating leaves averages without end, which must not stay for training."""
     source = some(40)
     twin = untrained_twin(resnet(), source.canvases, np.arange(40), seed=0, device=CPU)
-    copy = trainable(twin, 0.1)
+    copy = trainable(twin, SMALL)
     norms = [m for m in copy.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and all(norm.momentum == 0.1 for norm in norms)
     copied = copy.state_dict()
@@ -349,9 +349,56 @@ def test_maes_settings() -> None:
     for recipe, drop_path in ((MAE_BASE, 0.1), (MAE_LARGE, 0.2)):
         assert (recipe.drop_path, recipe.weight_decay) == (drop_path, 0.05)
         assert recipe.mixing == Mixing(mixup=0.8, cutmix=1.0, probability=1.0, smoothing=0.1)
-        assert recipe.view.scale == (0.08, 1.0)
+        assert recipe.view == View(
+            scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, jitter=0.0, gray=0.0, blur=0.0
+        )
+        assert recipe.view.interpolation == "bicubic"
+        assert recipe.augment == RandAugment(magnitude=9, spread=0.5, count=2, probability=0.5)
+        assert recipe.erasing == Erasing(probability=0.25, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3))
     assert MAE_BASE.steps(1_281_167) == 125_114
     assert SMALL.steps(100) == 200 and SMALL.steps(12_800) == 2000
+
+
+def test_maes_form() -> None:
+    """The last norm goes, a new one follows the mean; what was a fixed table of positions is trained."""
+    torch.manual_seed(0)
+    encoder = ViT(image=SIZE, patch=8, width=24, depth=3, heads=2, position="sincos").build().eval()
+    assert encoder.position is not None and isinstance(encoder.norm, torch.nn.LayerNorm)
+    torch.nn.init.normal_(encoder.norm.weight)
+    x = torch.randn(4, 3, SIZE, SIZE)
+    raw = encoder(x, layers=(3,), layer_kind="raw").layers[0].patches
+    copy = trainable(encoder, replace(MAE_BASE, drop_path=0.0))
+    network = Classifier(copy, 5, MAE_BASE.norm)
+    torch.nn.init.normal_(network.head.weight)
+    expected = F.layer_norm(raw.mean(1), (24,), eps=1e-6) @ network.head.weight.T
+    torch.testing.assert_close(network(x), expected)
+    names = {name for name, _ in network.named_parameters()}
+    assert {"encoder.position", "norm.weight", "norm.bias"} <= names and "encoder.norm.weight" not in names
+    assert (layer_of("norm.weight", 3), layer_of("encoder.position", 3)) == (4, 0)
+    assert isinstance(trainable(encoder, SMALL).state_dict().get("norm.weight"), torch.Tensor)
+    assert "position" not in dict(trainable(encoder, SMALL).named_parameters())
+    Classifier(trainable(resnet(), MAE_BASE), 5, MAE_BASE.norm)(x)
+
+
+def test_views_are_augmented_then_normalised_then_erased() -> None:
+    train, encoder = some(40), vit()
+    recipe = replace(MAE_BASE, view=PLAIN)
+    canvases = train.canvases.get(train.index.numpy())
+    rng = [torch.Generator().manual_seed(1) for _ in range(2)]
+    fit = Fit(encoder, torch.tensor([0, 2, 4]), recipe, CPU, 0, False, "")
+    found = fit._views(canvases, 0, At(0, 1, 1, rng[0]))
+    there = At(0, 1, 1, rng[1])
+    expects = encoder.preprocessing
+    assert recipe.augment and recipe.erasing
+    draw(OneView(replace(PLAIN, size=SIZE)), canvases, there)  # draws as many numbers
+    mean, std = (torch.tensor(x)[:, None, None] for x in (expects.mean, expects.std))
+    x = rand_augment(canvases.pixels, recipe.augment, (124, 116, 104), there)
+    expected = erase((x / 255 - mean) / std, recipe.erasing, there)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    plain = Fit(encoder, torch.tensor([0, 2, 4]), FAST, CPU, 0, False, "")._views(
+        canvases, 0, At(0, 1, 1, rng[0])
+    )
+    torch.testing.assert_close(plain, (canvases.pixels / 255 - mean) / std, atol=1e-4, rtol=1e-4)
 
 
 def test_unknown_protocols_and_amounts() -> None:

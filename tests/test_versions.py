@@ -93,14 +93,14 @@ PINNED: dict[str, tuple[int, str]] = {
     "discovery-tokencut": (1, "f7f504077342"),
     "propagation": (1, "8ff7304ce701"),
     "correspondence": (1, "07c16db31f39"),
-    "finetune": (1, "ff6af090597f"),
-    "finetune-motion": (1, "c1cc77bfae5b"),
-    "finetune-mae": (1, "b3a4679d46fc"),
-    "finetune-mae-large": (1, "650590646c45"),
-    "finetune:": (2, "8ac986fcd68d"),
-    "finetune-motion:": (1, "00fb17ef42ce"),
-    "finetune-mae:": (1, "fa2e5bf008ea"),
-    "finetune-mae-large:": (1, "cb404d9ca2a8"),
+    "finetune": (1, "eaee4b8535aa"),
+    "finetune-motion": (1, "b466710c96ed"),
+    "finetune-mae": (2, "9dc4f626f102"),
+    "finetune-mae-large": (2, "e98c2d5ae22b"),
+    "finetune:": (2, "8d59ac647055"),
+    "finetune-motion:": (1, "bc099e1d459c"),
+    "finetune-mae:": (2, "328020bfca38"),
+    "finetune-mae-large:": (2, "7c29b98d58c6"),
 }
 """version and hash of the constants of each"""
 

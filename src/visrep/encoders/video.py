@@ -133,7 +133,7 @@ class VideoTransformer(Encoder):
             )
             for i in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm: nn.Module = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(
         self,

@@ -148,7 +148,7 @@ class VisionTransformer(Encoder):
             self.position = learned_tokens(math.prod(self.grid), config.width, std) if learned else None
         rates = (config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth))
         self.blocks = nn.ModuleList(config.block(rate) for rate in rates)
-        self.norm = config.last_norm()
+        self.norm: nn.Module = config.last_norm()
 
     def forward(
         self,

@@ -10,8 +10,8 @@ number: ``finetune:10%``, ``finetune:5``; these are drawn three times (see `inte
 on a held-out part of the images whose labels may be used, of several draws the first, then all of these are trained on.
 Every encoder, the untrained twin too, goes the same way and chooses for itself.
 
-*Deviations* of the MAE settings: changes of brightness, contrast and saturation by up to 0.4 in place of RandAugment;
-no random erasing (less than the spread of seeds, as they say); the encoder's norm before the mean, none after it.
+*Deviations* of the MAE settings: crops are rounded to 8 bits once, Pillow's after either axis of the resize. The norm
+after the mean takes the place of the last one in our own transformers; encoders of other kinds keep theirs before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from visrep.evaluation.fitting import Fit, Images, Recipe
 from visrep.evaluation.mixing import Mixing
 from visrep.evaluation.results import Prediction
 from visrep.method import Encoder
-from visrep.views import View
+from visrep.views import Erasing, RandAugment, View
 
 DRAWS = 3
 
@@ -45,7 +45,11 @@ MAE_BASE = Recipe(
     epochs=100,
     warmup=5 / 100,
     batch=1024,
-    view=View(jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0, gray=0.0, blur=0.0),
+    view=View(jitter=0.0, gray=0.0, blur=0.0),
+    augment=RandAugment(),
+    erasing=Erasing(),
+    norm="layer",
+    positions=True,
 )
 MAE_LARGE = replace(MAE_BASE, tries=((4 * 1e-3, 0.75),), epochs=50, warmup=5 / 50, drop_path=0.2)
 MOTION = Recipe(
@@ -57,7 +61,7 @@ MOTION = Recipe(
     view=View(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0),
     mixing=Mixing(probability=0.0, smoothing=0.0),
     drop_path=0.0,
-    standardise=True,
+    norm="batch",
 )
 RECIPES = {
     "finetune": SMALL,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,18 +19,22 @@ from visrep.config import Optim
 from visrep.data.canvas import CanvasSet
 from visrep.data.workers import default_workers
 from visrep.encoders import VideoViT, ViTLike
+from visrep.encoders.video import VideoTransformer
+from visrep.encoders.vit import VisionTransformer
 from visrep.evaluation.features import Features, centred, evaluation_mode
 from visrep.evaluation.holdout import hold_out
 from visrep.evaluation.mixing import Mixing, mix
 from visrep.machine import trains_in_bf16
-from visrep.method import At, Encoder
+from visrep.method import At, Canvases, Encoder
 from visrep.progress import tracked
 from visrep.schedules import Cosine, Warmup
-from visrep.views import OneView, View, draw
+from visrep.views import Erasing, OneView, RandAugment, View, draw, erase, rand_augment
+from visrep.views.colour import normalise_
 
 MICRO = 256
 """images through the network at a time, which bounds memory"""
 LAST_LR = 1e-6
+Norm = Literal["none", "batch", "layer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +52,18 @@ class Recipe:
     """or all images, when there are fewer"""
     view: View
     """its size and normalisation are the encoder's"""
+    augment: RandAugment | None = None
+    """before normalisation, on values rounded to 8 bits"""
+    erasing: Erasing | None = None
+    """after normalisation"""
     mixing: Mixing = Mixing()
     drop_path: float = 0.1
     """of vision transformers"""
-    standardise: bool = False
-    """the pooled vectors, by BatchNorm without affine: a few steps cannot first grow what differs little"""
+    norm: Norm = "none"
+    """of the mean patch. ``batch``: BatchNorm without affine, as a few steps cannot first grow what differs little.
+    ``layer``: a new LayerNorm, which a vision transformer then has in place of its own last one"""
+    positions: bool = False
+    """whether positions of a vision transformer are trained also where they were fixed sines and cosines"""
     weight_decay: float = 0.05
 
     def steps(self, n: int) -> int:
@@ -84,10 +96,13 @@ class Images:
 class Classifier(nn.Module):
     """Images or clips to logits "b k"."""
 
-    def __init__(self, encoder: Encoder, k: int, *, standardise: bool = False) -> None:
+    def __init__(self, encoder: Encoder, k: int, norm: Norm = "none") -> None:
         super().__init__()
         self.encoder = encoder
-        self.norm = nn.BatchNorm1d(encoder.width, affine=False) if standardise else nn.Identity()
+        if norm == "batch":
+            self.norm: nn.Module = nn.BatchNorm1d(encoder.width, affine=False)
+        else:
+            self.norm = nn.LayerNorm(encoder.width, eps=1e-6) if norm == "layer" else nn.Identity()
         self.head = nn.Linear(encoder.width, k)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
@@ -130,9 +145,7 @@ class Fit:
         steps = tracked(batches, f"fine-tuning, {self.title}, {what}", total=total, shown=self.progress)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)  # of the classifier and of drop path
-            network = Classifier(
-                trainable(self.encoder, recipe.drop_path), len(self.classes), standardise=recipe.standardise
-            )
+            network = Classifier(trainable(self.encoder, recipe), len(self.classes), recipe.norm)
             network.to(self.device).train()
             optimiser = torch.optim.AdamW(parameter_groups(network, recipe.weight_decay, layer_decay))
             for step, canvases in enumerate(steps):
@@ -141,7 +154,7 @@ class Fit:
                 for group in optimiser.param_groups:
                     group["lr"] = schedule(at) * group["scale"]
                 assert canvases.labels is not None
-                x = draw(self._views(images.canvases), canvases.to(self.device), at).crops[0][0]
+                x = self._views(canvases.to(self.device), images.canvases.source.frames, at)
                 y = torch.searchsorted(self.classes, canvases.labels).to(self.device)
                 mixing = np.random.default_rng([self.seed, step])
                 optimiser.zero_grad()
@@ -158,10 +171,17 @@ class Fit:
             )
         return self.classes[logits.argmax(-1)].where(logits.isfinite().all(-1), -1)
 
-    def _views(self, canvases: CanvasSet) -> OneView:
-        expects = self.encoder.preprocessing
-        view = replace(self.recipe.view, size=expects.size, mean=expects.mean, std=expects.std)
-        return OneView(view, frames=expects.frames or canvases.source.frames)
+    def _views(self, canvases: Canvases, frames: int, at: At) -> Float[Tensor, "b *t 3 h w"]:
+        """What the network sees of images, or of clips of so many frames, at one step."""
+        expects, recipe = self.encoder.preprocessing, self.recipe
+        view = replace(recipe.view, size=expects.size, mean=expects.mean, std=expects.std)
+        shown = view if recipe.augment is None else replace(view, mean=(0, 0, 0), std=(1, 1, 1))
+        x = draw(OneView(shown, frames=expects.frames or frames), canvases, at).crops[0][0]
+        if recipe.augment is not None:
+            fill = tuple(min(255, round(255 * mean)) for mean in view.mean)
+            x = rand_augment(x.mul_(255).round_().to(torch.uint8), recipe.augment, fill, at) / 255
+            normalise_(x, view.mean, view.std)
+        return x if recipe.erasing is None else erase(x, recipe.erasing, at)
 
     def _backward(self, network: Classifier, x: Tensor, y: Tensor) -> None:
         parts = math.ceil(len(x) / MICRO)
@@ -183,8 +203,8 @@ def shuffled(
         yield order[at * batch : (at + 1) * batch]
 
 
-def trainable(encoder: Encoder, drop_path: float) -> Encoder:
-    """A copy with this rate of drop path, where it is a vision transformer.
+def trainable(encoder: Encoder, recipe: Recipe) -> Encoder:
+    """A copy that can be trained; a vision transformer has the drop path, norm and positions of the recipe.
 
     Raises ValueError for an encoder without weights, such as an ONNX file.
     """
@@ -193,12 +213,16 @@ def trainable(encoder: Encoder, drop_path: float) -> Encoder:
             "this encoder has no weights that can be trained: an ONNX file is for judging frozen features. Fine-tune "
             "the run that it was exported from."
         )
-    config = encoder.config
+    config, weights = encoder.config, encoder.state_dict()
     if isinstance(config, ViTLike | VideoViT):
-        config = replace(config, drop_path=drop_path)
+        config = replace(config, drop_path=recipe.drop_path)
+    if recipe.positions and isinstance(encoder, VisionTransformer) and config.position == "sincos":
+        config, weights["position"] = replace(config, position="learned"), encoder.position
     copy: Encoder = config.build()
-    copy.load_state_dict(encoder.state_dict())
+    copy.load_state_dict(weights)
     copy.preprocessing = encoder.preprocessing
+    if recipe.norm == "layer" and isinstance(copy, VisionTransformer | VideoTransformer):
+        copy.norm = nn.Identity()
     return copy
 
 

@@ -10,6 +10,11 @@ VERSIONS = {
     "depth": 2,  # AdamW's betas are the published ones
     "shifts": 2,  # curves are of 200 images and no longer of 500
     "finetune:": 2,  # with few labels: settings are chosen on the first draw, and not on each
+    # RandAugment and random erasing in place of changes of colour; the last norm after the mean; positions are trained
+    "finetune-mae": 2,
+    "finetune-mae:": 2,
+    "finetune-mae-large": 2,
+    "finetune-mae-large:": 2,
 }
 """protocols whose settings were changed so that their numbers change; a colon stands for those with few labels"""
 

@@ -89,7 +89,7 @@ def solarize_(image: Float[Tensor, "n 3 h w"], which: Tensor) -> None:
     image.index_copy_(0, which, torch.minimum(bright, 1 - bright))
 
 
-def normalise_(image: Float[Tensor, "n 3 h w"], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def normalise_(image: Float[Tensor, "*n 3 h w"], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Subtract the mean of each channel and divide by its standard deviation."""
     shape = (3, 1, 1)
     image.sub_(torch.tensor(mean, device=image.device).view(shape))

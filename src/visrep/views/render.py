@@ -107,9 +107,8 @@ def render(
     view, device = views[0], pixels.device
     widest = max(each.blur_sigma[1] if each.blur > 0 else 0.0 for each in views)
     how = plan_resize(pixels.shape[-1], view.size, view.interpolation, widest, device)
-    most = max(1, (CHUNK_CPU if device.type == "cpu" else CHUNK_GPU) // out[0].numel())
     order = torch.where(chosen.jittered, chosen.order, -1)
-    for rows in order.argsort(stable=True).split(most):
+    for rows in order.argsort(stable=True).split(at_once(out)):
         part = chosen.rows(rows)
         image = _crop(pixels, rows.to(device) % len(pixels), part, how)
         plain = len(rows) - int(part.jittered.sum())  # images without jitter come first
@@ -121,6 +120,11 @@ def render(
             colour.solarize_(image, part.solarized.nonzero()[:, 0].to(device))
         colour.normalise_(image, view.mean, view.std)
         _put(out, rows, image)
+
+
+def at_once(images: Tensor) -> int:
+    """How many of such images ("n ...") are best made at a time."""
+    return max(1, (CHUNK_CPU if images.device.type == "cpu" else CHUNK_GPU) // images[0].numel())
 
 
 def _put(out: Tensor, rows: Tensor, image: Tensor) -> None:

@@ -11,24 +11,20 @@ docs/generate.py` puts the table into docs/results.md. The linear probe is that 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shlex
-import sys
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 import visrep
+from bookkeeping import RECORDS, beside_others, command, machine, on_file, unless_gone
 from visrep.config import save_json
 from visrep.data import open_source
 from visrep.encoders import ViT
 from visrep.rundir import RunFolder
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +63,11 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
     """A row: the run's method and its results; ``twins`` holds those of untrained networks by architecture."""
     config = visrep.load_encoder(run).config
     architecture = str(replace(config, mask_token=False) if isinstance(config, ViT) else config)
-    row: dict[str, Any] = {"run": run.name, "method": RunFolder(run).about()["method"]}
+    row: dict[str, Any] = {
+        "run": run.name,
+        "method": RunFolder(run).about()["method"],
+        "command": command(__file__),
+    }
     linear = json.loads((run / "evaluation.json").read_text())["results"]
     row["linear"] = {
         encoder: next(r["value"] for r in linear if r["protocol"] == "linear" and r["encoder"] == encoder)
@@ -92,15 +92,13 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
 
 def main(settings: Settings) -> None:
     twins: dict[str, dict[str, Any]] = {}
-    command = shlex.join(["python", "benchmarks/read_outs.py", *sys.argv[1:]])
-    rows = [about(run, settings, twins) | {"command": command} for run in settings.runs]
-    made = {row["run"] for row in rows}
-    file = ROOT / "records" / f"read_outs_{settings.name}.json"
-    earlier = json.loads(file.read_text()) if file.exists() else {"protocols": []}
-    others = earlier["rows"] if earlier["protocols"] == list(settings.protocols) else []
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-    rows = [*(row for row in others if row["run"] not in made), *rows]
-    save_json(file, {"machine": machine, "protocols": settings.protocols, "rows": rows})
+    file = RECORDS / f"read_outs_{settings.name}.json"
+    found = on_file(file)
+    earlier = found["rows"] if found.get("protocols") == list(settings.protocols) else []
+    known = {row["run"]: row for row in earlier}
+    rows = [unless_gone(known, run.name, run, partial(about, run, settings, twins)) for run in settings.runs]
+    rows = beside_others(earlier, rows, itemgetter("run"))
+    save_json(file, {"machine": machine(), "protocols": settings.protocols, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -10,26 +10,21 @@ seed whose run is gone, what the record says is kept if it was made with the sam
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import torch
 import tyro
 
 import visrep
 from baselines import known_baselines, mark_of
+from bookkeeping import RECORDS, command, commit, machine, on_file, unless_gone
 from visrep.config import save_json
 from visrep.data import Source, open_source, open_splits
 from visrep.evaluation.results import variant
 from visrep.rundir import RunFolder
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +68,16 @@ def named(record: Record) -> str:
     return "-".join(filter(None, (*record.method.split(":"), record.name, record.encoder)))
 
 
+def folder_of(record: Record, seed: int) -> Path:
+    """Where a seed's run is or will be."""
+    return record.runs / f"{named(record)}-{seed}"
+
+
 def train_and_judge(record: Record, seed: int) -> dict:
     """One seed: its run folder, reused when finished."""
-    folder = record.runs / f"{named(record)}-{seed}"
+    folder = folder_of(record, seed)
     if not (folder / "encoder.json").exists():
-        commit = git_commit()  # before the hours of training in which others may commit
+        made_with = commit()  # before the hours of training in which others may commit
         visrep.pretrain(
             record.method,
             record.data,
@@ -86,7 +86,7 @@ def train_and_judge(record: Record, seed: int) -> dict:
             seed=seed,
             overrides={"limit": record.limit, **dict(map(parse, record.set))},
         )
-        (folder / "commit").write_text(commit)
+        (folder / "commit").write_text(made_with)
     if not (folder / "evaluation.json").exists():
         judge(record, folder, seed)
     judged = json.loads((folder / "evaluation.json").read_text())
@@ -107,29 +107,17 @@ def train_and_judge(record: Record, seed: int) -> dict:
 
 def place(record: Record) -> Path:
     """The record's file. Those of other encoders compare these, not methods."""
-    return ROOT / "records" / ("encoders" if record.encoder else "") / f"{named(record)}.json"
+    return RECORDS / ("encoders" if record.encoder else "") / f"{named(record)}.json"
 
 
 def recorded(record: Record) -> dict[int, dict]:
     """Seeds that the record's file holds, made by a command that differs only in its seeds and where runs lie."""
-    if not place(record).exists():
+    found = on_file(place(record))
+    if not found:
         return {}
-    found = json.loads(place(record).read_text())
     earlier = tyro.cli(Record, args=shlex.split(found["command"])[2:])
     same = replace(earlier, seeds=record.seeds, runs=record.runs) == record
     return {seed["seed"]: seed for seed in found["seeds"]} if same else {}
-
-
-def one_seed(record: Record, seed: int, earlier: dict[int, dict]) -> dict:
-    """From its run, or as it was recorded where the run is gone."""
-    gone = not (record.runs / f"{named(record)}-{seed}" / "encoder.json").exists()
-    return earlier[seed] if gone and seed in earlier else train_and_judge(record, seed)
-
-
-def git_commit() -> str:
-    """The commit of the code that runs, with a mark when the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def yardstick(record: Record) -> tuple[Source, Source | None]:
@@ -203,7 +191,10 @@ def summarise(seeds: list[dict]) -> list[dict]:
 
 def main(record: Record) -> None:
     earlier = recorded(record)
-    seeds = [one_seed(record, seed, earlier) for seed in record.seeds]
+    seeds = [
+        unless_gone(earlier, seed, folder_of(record, seed), partial(train_and_judge, record, seed))
+        for seed in record.seeds
+    ]
     summary = summarise(seeds)
     claim = next(
         row
@@ -223,9 +214,9 @@ def main(record: Record) -> None:
         "verified": len(seeds) >= 3
         and claim["beats_untrained"]
         and (claim["beats_pixels"] or "pixels" not in claim),
-        "command": shlex.join(["python", "benchmarks/record.py", *sys.argv[1:]]),
+        "command": command(__file__),
         "commit": ", ".join(dict.fromkeys(seed["commit"] for seed in seeds)),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": machine(),
         "seconds": spread([seed["seconds"] for seed in seeds]),
         "cpu_seconds": spread([seed["cpu_seconds"] for seed in seeds]),
         "summary": summary,

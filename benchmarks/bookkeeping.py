@@ -32,6 +32,11 @@ def commit() -> str:
     return subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def commit_in(file: Path) -> str:
+    """The commit that was noted in a file when something began; unknown where nobody noted it."""
+    return file.read_text() if file.exists() else "unknown"
+
+
 def machine() -> str:
     """What was computed on, in words."""
     return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"

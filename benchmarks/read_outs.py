@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 import visrep
-from bookkeeping import RECORDS, beside_others, command, machine, on_file, unless_gone
+from bookkeeping import RECORDS, beside_others, command, commit, commit_in, machine, on_file, unless_gone
 from visrep.config import save_json
 from visrep.data import open_source
 from visrep.encoders import ViT
@@ -41,11 +41,12 @@ class Settings:
     protocols: tuple[str, ...] = ("attentive",)
 
 
-def judged(run: Path, protocol: str, twin: bool, settings: Settings) -> list[dict[str, Any]]:
-    """Results of one protocol, from the file beside the run when it was judged before."""
+def judged(run: Path, protocol: str, twin: bool, settings: Settings) -> dict[str, Any]:
+    """The sheet of one protocol and its commit, from the file beside the run when it was judged before."""
     file = run / f"read-out-{protocol.replace(':', '-').replace('%', '')}.json"
-    found = json.loads(file.read_text())["results"] if file.exists() else []
+    found = on_file(file).get("results", [])
     if not found or (twin and all(result["encoder"] == "trained" for result in found)):
+        made_with = commit()
         visrep.evaluate(
             run,
             open_source(settings.data, limit=settings.limit),
@@ -54,9 +55,10 @@ def judged(run: Path, protocol: str, twin: bool, settings: Settings) -> list[dic
             baselines=twin,
             keep=False,
             out=file,
+            command=command(__file__),
         )
-        found = json.loads(file.read_text())["results"]
-    return found
+        file.with_suffix(".commit").write_text(made_with)
+    return on_file(file) | {"commit": commit_in(file.with_suffix(".commit"))}
 
 
 def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -75,8 +77,8 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
     }
     for protocol in settings.protocols:
         key = f"{protocol} {architecture}"
-        found = judged(run, protocol, key not in twins, settings)
-        by_encoder = {result["encoder"]: result for result in found}
+        sheet = judged(run, protocol, key not in twins, settings)
+        by_encoder = {result["encoder"]: result for result in sheet["results"]}
         if key not in twins:
             twins[key] = by_encoder["untrained"]
         trained = by_encoder["trained"]
@@ -85,6 +87,8 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
             "low": trained["ci_low"],
             "untrained": twins[key]["value"],
             "settings": trained["settings"],
+            "commit": sheet["commit"],
+            "made": sheet.get("made", []),  # with seconds; earlier sheets did not say
         }
     print(row, flush=True)
     return row

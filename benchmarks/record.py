@@ -20,9 +20,10 @@ import tyro
 
 import visrep
 from baselines import known_baselines, mark_of
-from bookkeeping import RECORDS, command, commit, machine, on_file, unless_gone
+from bookkeeping import RECORDS, command, commit, commit_in, machine, on_file, unless_gone
 from visrep.config import save_json
 from visrep.data import Source, open_source, open_splits
+from visrep.evaluation.fingerprint import digest_of
 from visrep.evaluation.results import variant
 from visrep.rundir import RunFolder
 
@@ -94,14 +95,40 @@ def train_and_judge(record: Record, seed: int) -> dict:
     about = RunFolder(folder).about()
     return {
         "seed": seed,
-        "commit": (folder / "commit").read_text() if (folder / "commit").exists() else "unknown",
+        "commit": commit_in(folder / "commit"),
         "seconds": round(steps[-1]["seconds"], 1),
         "cpu_seconds": round(steps[-1]["cpu_seconds"], 1),
         "images_per_second": round(statistics.median(line["images_per_second"] for line in steps), 1),
         "steps": steps[-1]["step"],
         "hardware": about["hardware"],
+        "built_on": built_on(about),
         "split": judged["split"],
         "results": judged["results"],
+    }
+
+
+def built_on(about: dict) -> dict[str, dict]:
+    """Finished runs that a run's networks came from, a tokenizer or a teacher, by the field that names them.
+
+    ``about``: its run.json.
+    """
+    texts = {field: value for field, value in about["run"]["method"].items() if isinstance(value, str)}
+    return {
+        field: told(Path(text))
+        for field, text in texts.items()
+        if text and (Path(text) / "run.json").exists()
+    }
+
+
+def told(folder: Path) -> dict[str, object]:
+    """Which run this is: by name, by how it was made and by its weights."""
+    about = RunFolder(folder).about()
+    return {
+        "run": str(folder),
+        "method": about["method"],
+        "preset": about["preset"],
+        "seed": about["run"]["seed"],
+        "weights": digest_of(visrep.load_encoder(folder)),
     }
 
 

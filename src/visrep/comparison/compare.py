@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -46,6 +47,7 @@ def compare(
     select: str = "",
     keep: bool = True,
     progress: bool = False,
+    command: str | None = None,
 ) -> Comparison:
     """See `visrep.api.compare`. All that can be checked is checked before the first training begins."""
     protocols = full_names(protocols)
@@ -93,7 +95,9 @@ def compare(
     console.print("Judging")
     encoders = {c.name: encoders[c.name] if c.public else load_encoder(c.folder) for c in left}
     efforts = {c.name: effort(read_run(c.folder)) for c in left if not c.public}
-    alike = {"device": default_device(), "seed": common.seed, "progress": progress}
+    given = {candidate.name: candidate.encoder for candidate in left}
+    alike: dict[str, Any] = {"device": default_device(), "seed": common.seed, "progress": progress}
+    alike |= {"given": given, "command": command}
     if labels:
         evaluations = evaluate_alike(
             encoders,

@@ -117,7 +117,11 @@ def test_a_run_says_that_masks_were_left_out(tmp_path: Path) -> None:
     assert json.loads((folder / "run.json").read_text())["advice"].count(said) == 1
 
 
-def test_a_run_keeps_its_advice(tmp_path: Path) -> None:
+def test_a_run_keeps_its_advice_and_says_it_where_no_terminal_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = replace(preset("simclr:tiny")[2], out=str(tmp_path / "run"))
     folder = start(run, method="simclr", preset="tiny")
-    assert "Only 4 steps" in json.loads((folder / "run.json").read_text())["advice"][0]
+    (said,) = json.loads((folder / "run.json").read_text())["advice"]
+    assert "Only 4 steps" in said
+    assert capsys.readouterr().err.splitlines()[0] == said

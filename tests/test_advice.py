@@ -38,8 +38,9 @@ def feature_codes() -> CodebookTokenizer:
 
 
 def saved(folder: Path, tokenizer: LogitTokenizer | CodebookTokenizer) -> str:
-    """The folder of a tokenizer that nobody trained."""
+    """The folder of a tokenizer that nobody trained, without its weights: the method has read them already."""
     save_encoder(folder, tokenizer.build())
+    (folder / "encoder.safetensors").unlink()
     return str(folder)
 
 

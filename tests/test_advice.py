@@ -16,10 +16,10 @@ from visrep.config import Run
 from visrep.encoders import save_encoder
 from visrep.encoders.dalle import DalleNet
 from visrep.encoders.tokenizer import CodebookTokenizer, LogitTokenizer
-from visrep.engine import start
 from visrep.method import At
 from visrep.methods import load_method, method_files, preset, presets
 from visrep.schedules import Constant, Cosine, Ramp
+from visrep.starting import start
 
 
 def advice(run: Run, images: int) -> list[str]:

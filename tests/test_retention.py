@@ -21,13 +21,13 @@ from visrep.config import Adapt, Guard, Run
 from visrep.continuing.retention import Kept, held_out, likeness, paired_error
 from visrep.data import CanvasSet, Loader, open_source
 from visrep.encoders import ResNet, save_encoder
-from visrep.engine import resume, start
 from visrep.log import TrainingLog
 from visrep.method import At, Encoder, Losses, Preprocessing
 from visrep.methods import preset
 from visrep.progress import TrainingProgress
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant, Step
+from visrep.starting import resume, start
 
 EPOCHS = 2
 

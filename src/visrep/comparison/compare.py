@@ -21,7 +21,6 @@ from visrep.comparison.worth import measured_worth
 from visrep.config import save_json
 from visrep.data import Source, open_source
 from visrep.encoders import load_encoder
-from visrep.engine import resume, start
 from visrep.evaluation.compare import compare_without_labels, evaluate_alike, leaderboard
 from visrep.evaluation.dense.opening import open_for
 from visrep.evaluation.effort import Effort, duration, effort
@@ -33,6 +32,7 @@ from visrep.evaluation.sheet import save_sheet
 from visrep.evaluation.standings import Comparison
 from visrep.machine import default_device
 from visrep.monitor import NotFinite
+from visrep.starting import resume, start
 
 
 def compare(

@@ -12,19 +12,16 @@ and by the probes, never by the training.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shlex
 import statistics
-import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 import visrep
+from bookkeeping import RECORDS, beside_others, command, machine, on_file, unless_gone
 from visrep.config import Adapt, save_json
 from visrep.data import open_splits
 from visrep.evaluation.evaluate import evaluate
@@ -32,7 +29,6 @@ from visrep.evaluation.results import Result
 from visrep.method import Encoder
 from visrep.rundir import RunFolder
 
-ROOT = Path(__file__).parents[1]
 RECIPES = {
     "careful": Adapt(train_blocks=2, freeze_epochs=0.5),
     "standard": Adapt(),
@@ -96,15 +92,18 @@ def remembered(file: Path, encoder: Encoder, settings: Settings) -> dict[str, di
     return json.loads(file.read_text())
 
 
-def continued(
-    start: str, recipe: str, guard: str, seed: int, settings: Settings, size: int
-) -> dict[str, Any]:
-    """One run: trained or found, and judged."""
+def folder_of(start: str, recipe: str, guard: str, seed: int, settings: Settings) -> Path:
+    """Where a run is or will be."""
     name = f"{short(start)}-{settings.name}-{recipe}"
     guarded = settings.runs / f"{name}-rollback-{seed}"
-    folder = (
-        guarded if guard == "warn" and only_watched(guarded) else settings.runs / f"{name}-{guard}-{seed}"
-    )
+    alike = guard == "warn" and only_watched(guarded)
+    return guarded if alike else settings.runs / f"{name}-{guard}-{seed}"
+
+
+def continued(
+    folder: Path, start: str, recipe: str, guard: str, seed: int, settings: Settings, size: int
+) -> dict[str, Any]:
+    """One run: trained or found, and judged."""
     if not (folder / "encoder.json").exists() or not RunFolder(folder).metrics("epoch"):
         visrep.pretrain(
             settings.method,
@@ -155,15 +154,14 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main(settings: Settings) -> None:
-    command = shlex.join(["python", "benchmarks/continued.py", *sys.argv[1:]])
     record = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": machine(),
         "method": settings.method,
         "epochs": settings.epochs,
         "batch": settings.batch,
         "recipes": {name: asdict(recipe) for name, recipe in RECIPES.items()},
     }
-    kept = ROOT / "records" / f"continued_{settings.name}.json"
+    kept = RECORDS / f"continued_{settings.name}.json"
     earlier = made_alike(kept, record)
     rows: list[dict[str, Any]] = []
     for start in settings.starts:
@@ -181,17 +179,16 @@ def main(settings: Settings) -> None:
                     "size": size,
                     "recipe": recipe,
                     "guard": guard,
-                    "command": command,
+                    "command": command(__file__),
                 }
                 known = {
                     run["seed"]: run for old in earlier if row_key(old) == row_key(row) for run in old["runs"]
                 }
-                runs = [
-                    known[seed]
-                    if seed in known and not (settings.runs / known[seed]["run"]).exists()
-                    else continued(start, recipe, guard, seed, settings, size)
-                    for seed in settings.seeds
-                ]
+                runs = []
+                for seed in settings.seeds:
+                    folder = folder_of(start, recipe, guard, seed, settings)
+                    work = partial(continued, folder, start, recipe, guard, seed, settings, size)
+                    runs.append(unless_gone(known, seed, folder, work))
                 rows.append(row | {"before": before, "after": over_seeds(runs), "runs": runs})
                 print(
                     row,
@@ -199,13 +196,12 @@ def main(settings: Settings) -> None:
                     rows[-1]["after"],
                     flush=True,
                 )
-    made = {row_key(row) for row in rows}
-    save_json(kept, record | {"rows": [*(row for row in earlier if row_key(row) not in made), *rows]})
+    save_json(kept, record | {"rows": beside_others(earlier, rows, row_key)})
 
 
 def made_alike(file: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of earlier calls with the settings of this one."""
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = on_file(file)
     alike = all(found.get(name) == value for name, value in json.loads(json.dumps(record)).items())
     return found["rows"] if alike else []
 

@@ -10,7 +10,6 @@ encoders compute is in channels-last order (`visrep.encoders.pretrained.timm_wra
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 import torch
 import tyro
 
+from bookkeeping import show
 from visrep.encoders.pretrained import load_encoder
 from visrep.evaluation.knn import KS, knn
 from visrep.machine import keep_freed_memory
@@ -82,18 +82,11 @@ def passes(name: str, batch: int, settings: Settings) -> dict[str, object]:
 def main(settings: Settings) -> None:
     keep_freed_memory()
     torch.set_num_threads(settings.threads)
-    show(settings, neighbours(settings))
+    where = {"threads": settings.threads, "torch": torch.__version__}
+    show(neighbours(settings) | where, as_json=settings.json)
     for name in settings.encoders:
         for batch in settings.batches:
-            show(settings, passes(name, batch, settings))
-
-
-def show(settings: Settings, row: dict[str, object]) -> None:
-    row |= {"threads": settings.threads, "torch": torch.__version__}
-    if settings.json:
-        print(json.dumps(row), flush=True)
-    else:
-        print(row.pop("name"), *(f"{key}={value}" for key, value in row.items()), sep="  ", flush=True)
+            show(passes(name, batch, settings) | where, as_json=settings.json)
 
 
 if __name__ == "__main__":

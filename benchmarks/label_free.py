@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ import tyro
 from rich.progress import track
 from scipy.stats import kendalltau, spearmanr
 
+from bookkeeping import RECORDS, command
 from visrep import load_encoder
 from visrep.analysis.diagnose import diagnose_encoder
 from visrep.analysis.layers import Amount
@@ -34,7 +33,6 @@ from visrep.config import save_json
 from visrep.data import open_source, open_splits
 from visrep.rundir import RunFolder
 
-ROOT = Path(__file__).parents[1]
 FEWEST = 5
 """runs of a group below which a correlation says nothing"""
 
@@ -52,7 +50,7 @@ class Settings:
     views: int = 6
     resamples: int = 1000
     """of the methods, for the intervals"""
-    out: Path = ROOT / "records" / "label_free.json"
+    out: Path = RECORDS / "label_free.json"
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ def main(settings: Settings) -> None:
     save_json(
         settings.out,
         {
-            "command": shlex.join(["python", "benchmarks/label_free.py", *sys.argv[1:]]),
+            "command": command(__file__),
             "images": settings.images,
             "view_images": settings.view_images,
             "views": settings.views,

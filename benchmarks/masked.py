@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import multiprocessing
 import statistics
 import sys
@@ -33,6 +32,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from bookkeeping import show
 from visrep.config import Run
 from visrep.encoders import ViTLike
 from visrep.engine import _Objective, _State, at_step, build_fabric, build_method, take_step
@@ -293,11 +293,7 @@ CASES = {
 
 def main(settings: Settings) -> None:
     for name, makers in CASES.items():
-        row = compare(name, makers, settings)
-        if settings.json:
-            print(json.dumps(row), flush=True)
-        else:
-            print(row.pop("name"), *(f"{key}={value}" for key, value in row.items()), sep="  ", flush=True)
+        show(compare(name, makers, settings), as_json=settings.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ of each method splits our own step into the networks and the rest.
 from __future__ import annotations
 
 import copy
-import json
 import multiprocessing
 import statistics
 import sys
@@ -32,6 +31,7 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
+from bookkeeping import show
 from visrep.config import Optim, Run
 from visrep.data import CanvasSet, Loader, open_source
 from visrep.encoders import NAMED, ResNet
@@ -286,38 +286,24 @@ def compare(name: str, run: Run, make_peer: Callable, pixels: np.ndarray, settin
             rates["peer"].append(peer.submit(peer_rate, settings).result())
     mine, theirs, alone = (statistics.median(rates[who]) for who in ("ours", "peer", "networks"))
     hardware = f"{torch.get_num_threads()} threads, {torch.__version__}"
-    show(
-        settings,
-        {
-            "name": f"{name}: whole step, lightly 1.6 ({best} workers)",
-            "ratio": round(mine / theirs, 2),
-            "ours": round(mine, 1),
-            "lightly": round(theirs, 1),
-            "unit": "images/s",
-            "hardware": hardware,
-        },
-    )
-    show(
-        settings,
-        {
-            "name": f"{name}: share of the step outside encoder and head",
-            "ratio": round(1 - mine / alone, 3),
-            "ours": round(mine, 1),
-            "encoder and head alone": round(alone, 1),
-            "unit": "images/s",
-            "hardware": hardware,
-        },
-    )
-
-
-def show(settings: Settings, row: dict) -> None:
-    if settings.json:
-        print(json.dumps(row), flush=True)
-    else:
-        print(
-            "  ".join(f"{key}={value}" if key != "name" else str(value) for key, value in row.items()),
-            flush=True,
-        )
+    whole = {
+        "name": f"{name}: whole step, lightly 1.6 ({best} workers)",
+        "ratio": round(mine / theirs, 2),
+        "ours": round(mine, 1),
+        "lightly": round(theirs, 1),
+        "unit": "images/s",
+        "hardware": hardware,
+    }
+    share = {
+        "name": f"{name}: share of the step outside encoder and head",
+        "ratio": round(1 - mine / alone, 3),
+        "ours": round(mine, 1),
+        "encoder and head alone": round(alone, 1),
+        "unit": "images/s",
+        "hardware": hardware,
+    }
+    for row in (whole, share):
+        show(row, as_json=settings.json)
 
 
 if __name__ == "__main__":

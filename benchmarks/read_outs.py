@@ -11,24 +11,20 @@ docs/generate.py` puts the table into docs/results.md. The linear probe is that 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shlex
-import sys
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 import visrep
+from bookkeeping import RECORDS, beside_others, command, commit, commit_in, machine, on_file, unless_gone
 from visrep.config import save_json
 from visrep.data import open_source
 from visrep.encoders import ViT
 from visrep.rundir import RunFolder
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +41,12 @@ class Settings:
     protocols: tuple[str, ...] = ("attentive",)
 
 
-def judged(run: Path, protocol: str, twin: bool, settings: Settings) -> list[dict[str, Any]]:
-    """Results of one protocol, from the file beside the run when it was judged before."""
+def judged(run: Path, protocol: str, twin: bool, settings: Settings) -> dict[str, Any]:
+    """The sheet of one protocol and its commit, from the file beside the run when it was judged before."""
     file = run / f"read-out-{protocol.replace(':', '-').replace('%', '')}.json"
-    found = json.loads(file.read_text())["results"] if file.exists() else []
+    found = on_file(file).get("results", [])
     if not found or (twin and all(result["encoder"] == "trained" for result in found)):
+        made_with = commit()
         visrep.evaluate(
             run,
             open_source(settings.data, limit=settings.limit),
@@ -58,16 +55,21 @@ def judged(run: Path, protocol: str, twin: bool, settings: Settings) -> list[dic
             baselines=twin,
             keep=False,
             out=file,
+            command=command(__file__),
         )
-        found = json.loads(file.read_text())["results"]
-    return found
+        file.with_suffix(".commit").write_text(made_with)
+    return on_file(file) | {"commit": commit_in(file.with_suffix(".commit"))}
 
 
 def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A row: the run's method and its results; ``twins`` holds those of untrained networks by architecture."""
     config = visrep.load_encoder(run).config
     architecture = str(replace(config, mask_token=False) if isinstance(config, ViT) else config)
-    row: dict[str, Any] = {"run": run.name, "method": RunFolder(run).about()["method"]}
+    row: dict[str, Any] = {
+        "run": run.name,
+        "method": RunFolder(run).about()["method"],
+        "command": command(__file__),
+    }
     linear = json.loads((run / "evaluation.json").read_text())["results"]
     row["linear"] = {
         encoder: next(r["value"] for r in linear if r["protocol"] == "linear" and r["encoder"] == encoder)
@@ -75,8 +77,8 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
     }
     for protocol in settings.protocols:
         key = f"{protocol} {architecture}"
-        found = judged(run, protocol, key not in twins, settings)
-        by_encoder = {result["encoder"]: result for result in found}
+        sheet = judged(run, protocol, key not in twins, settings)
+        by_encoder = {result["encoder"]: result for result in sheet["results"]}
         if key not in twins:
             twins[key] = by_encoder["untrained"]
         trained = by_encoder["trained"]
@@ -85,6 +87,8 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
             "low": trained["ci_low"],
             "untrained": twins[key]["value"],
             "settings": trained["settings"],
+            "commit": sheet["commit"],
+            "made": sheet.get("made", []),  # with seconds; earlier sheets did not say
         }
     print(row, flush=True)
     return row
@@ -92,15 +96,13 @@ def about(run: Path, settings: Settings, twins: dict[str, dict[str, Any]]) -> di
 
 def main(settings: Settings) -> None:
     twins: dict[str, dict[str, Any]] = {}
-    command = shlex.join(["python", "benchmarks/read_outs.py", *sys.argv[1:]])
-    rows = [about(run, settings, twins) | {"command": command} for run in settings.runs]
-    made = {row["run"] for row in rows}
-    file = ROOT / "records" / f"read_outs_{settings.name}.json"
-    earlier = json.loads(file.read_text()) if file.exists() else {"protocols": []}
-    others = earlier["rows"] if earlier["protocols"] == list(settings.protocols) else []
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-    rows = [*(row for row in others if row["run"] not in made), *rows]
-    save_json(file, {"machine": machine, "protocols": settings.protocols, "rows": rows})
+    file = RECORDS / f"read_outs_{settings.name}.json"
+    found = on_file(file)
+    earlier = found["rows"] if found.get("protocols") == list(settings.protocols) else []
+    known = {row["run"]: row for row in earlier}
+    rows = [unless_gone(known, run.name, run, partial(about, run, settings, twins)) for run in settings.runs]
+    rows = beside_others(earlier, rows, itemgetter("run"))
+    save_json(file, {"machine": machine(), "protocols": settings.protocols, "rows": rows})
 
 
 if __name__ == "__main__":

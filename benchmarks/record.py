@@ -10,26 +10,22 @@ seed whose run is gone, what the record says is kept if it was made with the sam
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import torch
 import tyro
 
 import visrep
 from baselines import known_baselines, mark_of
+from bookkeeping import RECORDS, command, commit, commit_in, machine, on_file, unless_gone
 from visrep.config import save_json
 from visrep.data import Source, open_source, open_splits
+from visrep.evaluation.fingerprint import digest_of
 from visrep.evaluation.results import variant
 from visrep.rundir import RunFolder
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +69,16 @@ def named(record: Record) -> str:
     return "-".join(filter(None, (*record.method.split(":"), record.name, record.encoder)))
 
 
+def folder_of(record: Record, seed: int) -> Path:
+    """Where a seed's run is or will be."""
+    return record.runs / f"{named(record)}-{seed}"
+
+
 def train_and_judge(record: Record, seed: int) -> dict:
     """One seed: its run folder, reused when finished."""
-    folder = record.runs / f"{named(record)}-{seed}"
+    folder = folder_of(record, seed)
     if not (folder / "encoder.json").exists():
-        commit = git_commit()  # before the hours of training in which others may commit
+        made_with = commit()  # before the hours of training in which others may commit
         visrep.pretrain(
             record.method,
             record.data,
@@ -86,7 +87,7 @@ def train_and_judge(record: Record, seed: int) -> dict:
             seed=seed,
             overrides={"limit": record.limit, **dict(map(parse, record.set))},
         )
-        (folder / "commit").write_text(commit)
+        (folder / "commit").write_text(made_with)
     if not (folder / "evaluation.json").exists():
         judge(record, folder, seed)
     judged = json.loads((folder / "evaluation.json").read_text())
@@ -94,42 +95,56 @@ def train_and_judge(record: Record, seed: int) -> dict:
     about = RunFolder(folder).about()
     return {
         "seed": seed,
-        "commit": (folder / "commit").read_text() if (folder / "commit").exists() else "unknown",
+        "commit": commit_in(folder / "commit"),
         "seconds": round(steps[-1]["seconds"], 1),
         "cpu_seconds": round(steps[-1]["cpu_seconds"], 1),
         "images_per_second": round(statistics.median(line["images_per_second"] for line in steps), 1),
         "steps": steps[-1]["step"],
         "hardware": about["hardware"],
+        "built_on": built_on(about),
         "split": judged["split"],
         "results": judged["results"],
     }
 
 
+def built_on(about: dict) -> dict[str, dict]:
+    """Finished runs that a run's networks came from, a tokenizer or a teacher, by the field that names them.
+
+    ``about``: its run.json.
+    """
+    texts = {field: value for field, value in about["run"]["method"].items() if isinstance(value, str)}
+    return {
+        field: told(Path(text))
+        for field, text in texts.items()
+        if text and (Path(text) / "run.json").exists()
+    }
+
+
+def told(folder: Path) -> dict[str, object]:
+    """Which run this is: by name, by how it was made and by its weights."""
+    about = RunFolder(folder).about()
+    return {
+        "run": str(folder),
+        "method": about["method"],
+        "preset": about["preset"],
+        "seed": about["run"]["seed"],
+        "weights": digest_of(visrep.load_encoder(folder)),
+    }
+
+
 def place(record: Record) -> Path:
     """The record's file. Those of other encoders compare these, not methods."""
-    return ROOT / "records" / ("encoders" if record.encoder else "") / f"{named(record)}.json"
+    return RECORDS / ("encoders" if record.encoder else "") / f"{named(record)}.json"
 
 
 def recorded(record: Record) -> dict[int, dict]:
     """Seeds that the record's file holds, made by a command that differs only in its seeds and where runs lie."""
-    if not place(record).exists():
+    found = on_file(place(record))
+    if not found:
         return {}
-    found = json.loads(place(record).read_text())
     earlier = tyro.cli(Record, args=shlex.split(found["command"])[2:])
     same = replace(earlier, seeds=record.seeds, runs=record.runs) == record
     return {seed["seed"]: seed for seed in found["seeds"]} if same else {}
-
-
-def one_seed(record: Record, seed: int, earlier: dict[int, dict]) -> dict:
-    """From its run, or as it was recorded where the run is gone."""
-    gone = not (record.runs / f"{named(record)}-{seed}" / "encoder.json").exists()
-    return earlier[seed] if gone and seed in earlier else train_and_judge(record, seed)
-
-
-def git_commit() -> str:
-    """The commit of the code that runs, with a mark when the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def yardstick(record: Record) -> tuple[Source, Source | None]:
@@ -203,7 +218,10 @@ def summarise(seeds: list[dict]) -> list[dict]:
 
 def main(record: Record) -> None:
     earlier = recorded(record)
-    seeds = [one_seed(record, seed, earlier) for seed in record.seeds]
+    seeds = [
+        unless_gone(earlier, seed, folder_of(record, seed), partial(train_and_judge, record, seed))
+        for seed in record.seeds
+    ]
     summary = summarise(seeds)
     claim = next(
         row
@@ -223,9 +241,9 @@ def main(record: Record) -> None:
         "verified": len(seeds) >= 3
         and claim["beats_untrained"]
         and (claim["beats_pixels"] or "pixels" not in claim),
-        "command": shlex.join(["python", "benchmarks/record.py", *sys.argv[1:]]),
+        "command": command(__file__),
         "commit": ", ".join(dict.fromkeys(seed["commit"] for seed in seeds)),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": machine(),
         "seconds": spread([seed["seconds"] for seed in seeds]),
         "cpu_seconds": spread([seed["cpu_seconds"] for seed in seeds]),
         "summary": summary,

@@ -14,8 +14,6 @@ docs/whitebox.md.
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import nn
 
+from bookkeeping import command
 from visrep.analysis.figures import COLOURS, MARKERS
 from visrep.analysis.gallery import build_gallery
 from visrep.analysis.record import read_run
@@ -160,8 +159,7 @@ def means(values: Float[np.ndarray, "l n"]) -> list[float]:
 
 def draw_curves(settings: Curves) -> None:
     found = [curves(run, settings.images) for run in settings.runs]
-    command = shlex.join(["python", "benchmarks/whitebox.py", *sys.argv[1:]])
-    save_json(settings.out, {"command": command, "runs": found})
+    save_json(settings.out, {"command": command(__file__), "runs": found})
     plot_curves(settings.out.with_suffix(".png"), found)
 
 

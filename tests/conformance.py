@@ -29,12 +29,12 @@ from visrep.data.playground import Playground
 from visrep.data.playground_video import PlaygroundVideo
 from visrep.encoders import applied_to
 from visrep.encoders.video import clip_grid, cut, paste
-from visrep.engine import start
 from visrep.functional import feature_std
 from visrep.method import At, Batch, Canvases, Encoder, Losses, Method, Tokens
 from visrep.methods import load_method, method_class, presets
 from visrep.nn.batchnorm import convert_batchnorm
 from visrep.optim import build_optimizers, clip_gradients, drop_frozen_gradients, set_schedules
+from visrep.starting import start
 from visrep.views import draw
 
 TOTAL = 100

@@ -16,10 +16,10 @@ from visrep.config import Run
 from visrep.encoders import save_encoder
 from visrep.encoders.dalle import DalleNet
 from visrep.encoders.tokenizer import CodebookTokenizer, LogitTokenizer
-from visrep.engine import start
 from visrep.method import At
 from visrep.methods import load_method, method_files, preset, presets
 from visrep.schedules import Constant, Cosine, Ramp
+from visrep.starting import start
 
 
 def advice(run: Run, images: int) -> list[str]:
@@ -38,8 +38,9 @@ def feature_codes() -> CodebookTokenizer:
 
 
 def saved(folder: Path, tokenizer: LogitTokenizer | CodebookTokenizer) -> str:
-    """The folder of a tokenizer that nobody trained."""
+    """The folder of a tokenizer that nobody trained, without its weights: the method has read them already."""
     save_encoder(folder, tokenizer.build())
+    (folder / "encoder.safetensors").unlink()
     return str(folder)
 
 
@@ -117,7 +118,11 @@ def test_a_run_says_that_masks_were_left_out(tmp_path: Path) -> None:
     assert json.loads((folder / "run.json").read_text())["advice"].count(said) == 1
 
 
-def test_a_run_keeps_its_advice(tmp_path: Path) -> None:
+def test_a_run_keeps_its_advice_and_says_it_where_no_terminal_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = replace(preset("simclr:tiny")[2], out=str(tmp_path / "run"))
     folder = start(run, method="simclr", preset="tiny")
-    assert "Only 4 steps" in json.loads((folder / "run.json").read_text())["advice"][0]
+    (said,) = json.loads((folder / "run.json").read_text())["advice"]
+    assert "Only 4 steps" in said
+    assert capsys.readouterr().err.splitlines()[0] == said

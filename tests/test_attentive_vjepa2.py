@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from visrep.evaluation import attentive_vjepa2 as preset
 from visrep.evaluation import probe_training
+from visrep.evaluation.attentive import heads_for
 from visrep.evaluation.attentive_vjepa2 import (
     GRID,
     DeepProbe,
     attentive_vjepa2,
     attentive_vjepa2_as_published,
-    heads_for,
     train_probes,
 )
-from visrep.evaluation.probe_training import Published, batches, seeded
+from visrep.evaluation.probe_training import Published, batches, choose, seeded
 from visrep.evaluation.protocols import check_protocols, place, without_all
 
 GOLDEN = Path(__file__).parent / "golden/attentive_vjepa2.npz"
@@ -122,7 +122,7 @@ def test_a_probe_starts_as_theirs() -> None:
     deviations[last.weight] = 0.02 / math.sqrt(6)
     for weight, expected in deviations.items():
         assert float(weight.detach().std()) == pytest.approx(expected, rel=0.02)
-    assert [heads_for(d) for d in (1024, 384, 24, 7)] == [16, 16, 12, 7]
+    assert [heads_for(d, 16) for d in (1024, 384, 24, 7)] == [16, 16, 12, 7]
 
 
 def needles(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -217,3 +217,9 @@ def test_it_is_asked_for_by_name() -> None:
     assert "attentive-vjepa2" not in without_all(("all",))[0]
     assert "attentive-vjepa2" in without_all(("all", "attentive-vjepa2"))[0]
     assert place("attentive-vjepa") < place("attentive-vjepa2") < place("linear-dinov2@paper")
+
+
+def test_the_first_of_the_best_probes_is_chosen() -> None:
+    answers = torch.tensor([[0, 1, 1, -1], [2, 2, 2, -1], [1, 1, 2, 0]])  # the last diverged on two images
+    best, choice = choose(answers, torch.tensor([1, 2, 0]))
+    assert best == 1 and choice == {"held_out": 3, "held_out_top1": pytest.approx(200 / 3)}

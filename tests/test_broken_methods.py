@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from visrep.analysis.health import Verdict, diagnose
-from visrep.engine import start
 from visrep.methods import method_files, preset
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant
+from visrep.starting import start
 
 
 def verdict(folder: Path, method: str, *, without: str = "", instead: str = "", **changes: object) -> Verdict:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformance import Case, moment, views
-from visrep.engine import resume, start
 from visrep.functional import dino_loss
 from visrep.method import At, Batch, Tokens
 from visrep.methods import preset
@@ -26,6 +25,7 @@ from visrep.nn.kmeans import spherical_kmeans
 from visrep.nn.memory import Memory
 from visrep.nn.sinkhorn import sinkhorn
 from visrep.rundir import RunFolder
+from visrep.starting import resume, start
 
 GOLDEN = Path(__file__).parent / "golden" / "clustering.npz"
 

@@ -261,12 +261,12 @@ def test_turns_train_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     script = """
 import sys
 from dataclasses import replace
-from visrep import engine
+from visrep import starting
 from visrep.methods import preset
 run = preset("context_encoder:tiny")[2]
 run = replace(run, out=sys.argv[1], devices=int(sys.argv[2]), accelerator="cpu", monitor_images=40)
 run = replace(run, precision="32-true")
-engine.start(run, method="context_encoder", preset="tiny")
+starting.start(run, method="context_encoder", preset="tiny")
 """
     file = tmp_path / "train.py"
     file.write_text(script)

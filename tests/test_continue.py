@@ -22,13 +22,14 @@ from visrep.continuing.layers import layers_of
 from visrep.continuing.lora import add_low_rank, merge, merged
 from visrep.continuing.views import fitted
 from visrep.encoders import ConvNet, ResNet, VideoViT, ViT, save_encoder
-from visrep.engine import build_method, resume, start
+from visrep.engine import build_method
 from visrep.log import TrainingLog
 from visrep.method import Encoder, Method, Preprocessing
 from visrep.methods import preset
 from visrep.optim import build_optimizers, set_schedules
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant
+from visrep.starting import resume, start
 from visrep.views import MultiCrop, TwoViews, View, crops
 
 VIT = ViT(image=32, patch=8, width=32, depth=3, heads=2)

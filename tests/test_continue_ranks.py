@@ -14,16 +14,16 @@ import torch
 import visrep
 from visrep.config import Adapt, Guard, Run, to_json
 from visrep.encoders import ViT, save_encoder
-from visrep.engine import start
 from visrep.method import Encoder, Preprocessing
 from visrep.methods import preset
 from visrep.rundir import RunFolder
+from visrep.starting import start
 
 SCRIPT = """
 import json, sys
-from visrep import engine
+from visrep import starting
 from visrep.config import from_json
-engine.start(from_json(json.loads(sys.argv[1])), method="dino")
+starting.start(from_json(json.loads(sys.argv[1])), method="dino")
 """
 
 

@@ -19,11 +19,11 @@ from visrep.analysis.record import RunRecord
 from visrep.cli import doctor as command
 from visrep.data.playground import Playground
 from visrep.encoders.saved import WEIGHTS
-from visrep.engine import start
 from visrep.log import TrainingLog
 from visrep.methods import method_files, preset
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant, Warmup
+from visrep.starting import start
 from visrep.views import TwoViews, View
 
 PLAIN = View(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0, blur=0.0)

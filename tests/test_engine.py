@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 import visrep
-from visrep import engine, machine
+from visrep import engine, machine, starting
 from visrep.api import override, with_encoder
 from visrep.config import Run
-from visrep.engine import resume, start, training_images
 from visrep.methods import preset
 from visrep.monitor import NotFinite
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant
+from visrep.starting import resume, start, training_images
 from visrep.views import OneView, View
 
 
@@ -57,11 +57,11 @@ def test_a_run_leaves_a_folder_that_explains_itself(name: str, tmp_path: Path):
 STOPPED = """
 import sys
 from dataclasses import replace
-from visrep import engine
+from visrep import starting
 from visrep.methods import preset
 run = preset(sys.argv[1] + ":tiny")[2]
 run = replace(run, out=sys.argv[2], epochs=12, monitor_images=40, precision="32-true")
-engine.start(run, method=sys.argv[1], preset="tiny")
+starting.start(run, method=sys.argv[1], preset="tiny")
 """
 
 
@@ -192,12 +192,12 @@ def test_two_ranks_train_as_one(tmp_path: Path):
     script = """
 import sys
 from dataclasses import replace
-from visrep import engine
+from visrep import starting
 from visrep.methods import preset
 run = preset(sys.argv[1] + ":tiny")[2]
 run = replace(run, out=sys.argv[2], devices=int(sys.argv[3]), accelerator="cpu", epochs=1, monitor_images=40)
 run = replace(run, precision="32-true")
-engine.start(run, method=sys.argv[1], preset="tiny")
+starting.start(run, method=sys.argv[1], preset="tiny")
 """
     file = tmp_path / "train.py"
     file.write_text(script)
@@ -221,7 +221,7 @@ def test_auto_precision_is_what_the_cpu_is_fast_at(
 ):
     monkeypatch.setattr(machine, "multiplies_bf16", lambda: multiplies)
     run = replace(tiny("simclr", tmp_path), accelerator="cpu")
-    resolved = engine.resolve(run, training_images(run))
+    resolved = starting.resolve(run, training_images(run))
     assert resolved.precision == precision
     chosen = engine.build_fabric(resolved).strategy.precision
     assert chosen.precision == precision

@@ -21,17 +21,17 @@ from visrep.analysis.kept import kept_by, kept_encoders
 from visrep.analysis.record import read_run
 from visrep.config import Run, to_json
 from visrep.data import CanvasSet, open_source
-from visrep.engine import resume, start
 from visrep.evaluation.features import extract
 from visrep.methods import preset
 from visrep.rundir import RunFolder
+from visrep.starting import resume, start
 
 DATA = "playground:n=64,size=32"
 ON_TWO_RANKS = """
 import json, sys
-from visrep import engine
+from visrep import starting
 from visrep.config import from_json
-engine.start(from_json(json.loads(sys.argv[1])), method="simclr")
+starting.start(from_json(json.loads(sys.argv[1])), method="simclr")
 """
 
 

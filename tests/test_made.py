@@ -73,3 +73,35 @@ def test_a_sheet_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.Monkey
     assert protocols() == [(["retrieval"], False), (["knn"], True)]
     api.evaluate("pip:a", DATA, protocols=("retrieval",), **more)
     assert protocols() == [(["knn"], True), (["retrieval"], True)]
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "no labels"])
+def test_a_comparison_says_how_it_was_made(
+    labels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(resolve.SOURCES, "pip", lambda name: vit())
+    line = ["compare", "pip:1", "pip:2", "--data", DATA, "--protocols", "knn", "--no-keep"]
+    line += ["--out", str(tmp_path), *([] if labels else ["--no-labels"])]
+    monkeypatch.setattr(sys, "argv", ["/some/where/visrep", *line])
+    main()
+    first, second = json.loads((tmp_path / "comparison.json").read_text())["made"]
+    assert (first["encoder"], second["encoder"]) == ("pip:1", "pip:2")
+    for one in (first, second):
+        assert one["command"] == f"visrep {' '.join(line)}" and one["machine"]["cores"]
+        assert one["protocols"] == (["knn"] if labels else ["rankme"])
+        assert set(one["seconds"]) == ({PASS, "knn"} if labels else {"rankme"})
+
+
+def test_a_suite_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(resolve.SOURCES, "pip", lambda name: vit())
+    data = [f"{DATA},seed={seed}" for seed in (0, 1)]
+    out = tmp_path / "suite.json"
+    line = ["suite", "pip:a", "--data", *data, "--protocols", "knn", "--no-baselines", "--no-keep"]
+    monkeypatch.setattr(sys, "argv", ["/some/where/visrep", *line, "--out", str(out)])
+    main()
+    tasks = json.loads(out.read_text())["tasks"]
+    assert list(tasks) == data
+    for one in tasks.values():
+        (made,) = one["made"]
+        assert made["encoder"] == "pip:a" and made["command"].startswith("visrep suite pip:a")
+        assert made["protocols"] == ["knn"] and set(made["seconds"]) == {PASS, "knn"}

@@ -18,8 +18,8 @@ from visrep.config import Adapt, Guard
 from visrep.encoders.pretrained import packages
 from visrep.encoders.pretrained.packages import PACKAGES, Package, fill_in_order, read
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
-from visrep.engine import start
 from visrep.methods import preset
+from visrep.starting import start
 
 needs("timm")
 GOLDEN = np.load(Path(__file__).parent / "golden" / "packages.npz")

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from visrep import progress
-from visrep.progress import counted, tracked, within
+from visrep.progress import TrainingProgress, counted, tracked, within
 
 
 class Terminal(io.StringIO):
@@ -58,3 +58,24 @@ def test_work_that_is_part_of_nothing_shown_is_silent(monkeypatch: pytest.Monkey
     screen = terminal(monkeypatch)
     assert list(within(range(3), "passes")) == [0, 1, 2]
     assert not screen.getvalue()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_a_training_says_reaches_a_file_in_whole_lines(
+    monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr("sys.stderr", written)
+    sentence = "Only 4 steps: [hardly] anything can be learned. " * 4
+    with TrainingProgress(2, 0, shown=shown) as progress:
+        for line in ("", sentence.strip()):
+            progress.say(line)
+        progress.advance(0.5, 16)
+    assert written.getvalue() == (sentence.strip() + "\n" if shown else "")
+
+
+def test_what_a_training_says_stands_above_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    with TrainingProgress(2, 0, shown=True) as progress:
+        progress.say("healthy")
+    assert "healthy" in screen.getvalue() and "training" in screen.getvalue()

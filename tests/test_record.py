@@ -88,3 +88,22 @@ def test_baselines_of_other_terms_are_not_taken(script: Any, tmp_path: Path, oth
     same = run(tmp_path / "c", 2)
     found = script.known_baselines(same, script.mark_of(same, train, test, ("knn",), 0))
     assert found is not None and found[0] == known and found[1] == by_whom(known, trained=False)
+
+
+def test_a_record_names_the_runs_that_a_method_is_built_on(script: Any, tmp_path: Path) -> None:
+    tokenizer = run(tmp_path / "dvae-tiny", 5)
+    about = {"method": "dvae", "preset": "tiny", "run": {"seed": 3, "method": {}}}
+    (tokenizer / "run.json").write_text(json.dumps(about))
+    config = {
+        "tokenizer": str(tokenizer),
+        "position": "learned",
+        "teacher": str(tmp_path / "gone"),
+        "eye": "",
+    }
+    found = script.built_on({"run": {"method": config}})
+    told = {"run": str(tokenizer), "method": "dvae", "preset": "tiny", "seed": 3}
+    assert found == {"tokenizer": told | {"weights": script.digest_of(script.visrep.load_encoder(tokenizer))}}
+    run(tokenizer, 6)  # others take its place
+    assert (
+        script.built_on({"run": {"method": config}})["tokenizer"]["weights"] != found["tokenizer"]["weights"]
+    )

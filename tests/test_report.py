@@ -39,6 +39,7 @@ def write_run(folder: Path, encoder: Encoder | None, *, data: str, judged: bool 
         "command": "visrep pretrain dino --data <photos>", "versions": {"torch": "2"},
         "hardware": {"cores": 2},
         "started": "2026-01-01T00:00:00+00:00", "status": "finished", "message": "",
+        "advice": ["Few <steps>.", "3 videos were left out."],
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps({**facts, **about}))
     steps = [
@@ -164,6 +165,7 @@ def test_a_labelled_run_has_every_section(tmp_path: Path, config: ViT | ResNet) 
     assert list(page.text)[1:] == ["-".join(title.lower().split()) for title in applicable]
     missing = {name for name, text in page.text.items() if "Not available" in text}
     assert not missing
+    assert "Said at the start" in page.text[""] and "Few <steps>. 3 videos were left out." in page.text[""]
     assert "71.5 %" in page.text[""]
     assert "Clearly better than untrained and raw pixels in kNN (k=20)" in page.text[""]
     assert "not clearly better than untrained or raw pixels in linear probe" in page.text[""]

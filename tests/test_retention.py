@@ -21,13 +21,13 @@ from visrep.config import Adapt, Guard, Run
 from visrep.continuing.retention import Kept, held_out, likeness, paired_error
 from visrep.data import CanvasSet, Loader, open_source
 from visrep.encoders import ResNet, save_encoder
-from visrep.engine import resume, start
 from visrep.log import TrainingLog
 from visrep.method import At, Encoder, Losses, Preprocessing
 from visrep.methods import preset
 from visrep.progress import TrainingProgress
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant, Step
+from visrep.starting import resume, start
 
 EPOCHS = 2
 
@@ -228,6 +228,20 @@ def test_images_to_validate_on_are_the_guards_and_none_is_held_out(tmp_path: Pat
     folder = start(settings, method="simclr")
     with np.load(folder / "start.npz") as kept:
         assert kept["data_z"].shape == (30, knowing().width) and kept["data_right"].shape == (30,)
+
+
+def test_without_labels_images_to_validate_on_are_the_guards_too(tmp_path: Path):
+    """The guard must not look at images that are trained on, where others were given for it."""
+    unlabelled(tmp_path / "photos.npz", 100)
+    settings = run(tmp_path, "plain-val", rate=SANE, guard=Guard(), held_out=0.5)
+    val = "playground:n=30,size=32,split=test"
+    settings = replace(settings, data=str(tmp_path / "photos.npz"), val=val, epochs=1)
+    folder = start(settings, method="simclr")
+    with np.load(folder / "start.npz") as kept:
+        assert kept["data_z"].shape == (30, knowing().width) and not kept["data_right"].size
+    (line,) = lines(folder)
+    assert 0 < line["cka"]["data"] < 1 and not line["knn"]
+    assert not any("knn" in line["monitors"] for line in RunFolder(folder).metrics("epoch"))
 
 
 def test_videos_are_held_out_whole():

@@ -268,6 +268,22 @@ def test_folders_of_frames_beside_a_video_file_are_told(frames: Path):
     assert "move the video files (1, the first is preview.mp4) to a folder of their own" in said
 
 
+def test_videos_among_images_are_told(tmp_path: Path):
+    """With their number, and with what reads them."""
+    Image.new("RGB", (24, 16)).save(tmp_path / "photo.png")
+    assert not open_source(tmp_path).notes
+    for name in ("a.mp4", "b.MOV"):
+        (tmp_path / name).touch()
+    source = open_source(tmp_path)
+    (said,) = source.notes
+    assert len(source) == 1 and source.frames == 0
+    assert said.startswith("2 videos, the first (a.mp4), were left out")
+    assert f"'{tmp_path}:frames=16'" in said
+    assert open_source(f"{tmp_path}:frames=16").frames == 16, "what the note says works"
+    (tmp_path / "b.MOV").unlink()
+    assert open_source(tmp_path).notes[0].startswith("1 video (a.mp4) was left out")
+
+
 def test_videos_shorter_than_a_clip_are_told(frames: Path):
     """Of folders of frames, which are counted for nothing; of files that would be a pass over all of them."""
     assert not open_source(f"{frames}:frames=4,stride=3").notes

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from visrep.config import Run
 from visrep.data.playgrounds import playground_settings
-from visrep.encoders import load_encoder
-from visrep.encoders.tokenizer import LogitTokens
+from visrep.encoders.saved import saved_config
+from visrep.encoders.tokenizer import LogitTokenizer
 from visrep.machine import kind_of_device
 from visrep.method import At
 from visrep.methods import load_method, presets
@@ -95,7 +95,7 @@ def _moments(run: Run, frames: int) -> str:
 
 
 def _tokens(method: str, tokenizer: object) -> str:
-    if method not in TOKENS or not isinstance(load_encoder(str(tokenizer)), LogitTokens):
+    if method not in TOKENS or not isinstance(saved_config(str(tokenizer)), LogitTokenizer):
         return ""
     return (
         f"{tokenizer} names pixels (it is a dVAE), which is what beit predicts; {method} is called after the tokens of "

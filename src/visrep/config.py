@@ -118,8 +118,8 @@ class Run(Generic[MethodConfig]):
     """folder of images (its train/ where it has splits), .parquet, .tar or .npz file, or 'playground' (built in);
     clips: folder of videos, folders of frames as 'folder:frames=16,stride=2', or 'playground-video'"""
     val: str = ""
-    """labelled images for the kNN measured while training; default: every monitored image of data is asked
-    for, among all others"""
+    """labelled images for the kNN measured while training, default: every monitored image of data is asked for, among
+    all others; with ``init`` or ``start_from`` also what the guard looks at, labelled or not"""
     out: str = ""
     """run folder; default runs/<method>-<preset>-<date>"""
     init: str = ""
@@ -162,6 +162,11 @@ class Run(Generic[MethodConfig]):
     keep_encoders: bool = False
     """keep the encoder of every such moment in encoders/step-NNNNNN of the run folder, each as large as the encoder at
     the end: to judge on its own, or to choose one with ``visrep compare RUN/encoders``"""
+
+    @property
+    def guarded(self) -> bool:
+        """Whether there is a start to compare with, and somebody who wants to know."""
+        return bool(self.init or self.start_from) and self.guard.act != "off"
 
 
 def to_json(value: Any) -> Any:

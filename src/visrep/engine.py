@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,18 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 from visrep.advice import advise
 from visrep.config import Run
 from visrep.continuing.adapting import adapt
-from visrep.continuing.checks import check_options
-from visrep.continuing.init import begin, take_encoder
+from visrep.continuing.init import take_encoder
 from visrep.continuing.lora import merge, merged
 from visrep.continuing.retention import Retention, held_out
-from visrep.data import CanvasSet, Loader, Source, canvas_size, open_source, open_splits
+from visrep.data import CanvasSet, Loader, Source
 from visrep.encoders import save_encoder
-from visrep.encoders.frozen import NoSuchRun
 from visrep.interruption import Interruption
 from visrep.log import TrainingLog
 from visrep.machine import keep_freed_memory, kind_of_device, trains_in_bf16
 from visrep.method import At, Batch, Encoder, Losses, Method
-from visrep.methods import check_views, load_method, method_class, presets
+from visrep.methods import load_method, method_class
 from visrep.monitor import Monitor
 from visrep.nn.batchnorm import convert_batchnorm
 from visrep.optim import (
@@ -42,7 +39,7 @@ from visrep.optim import (
     set_schedules,
 )
 from visrep.progress import TrainingProgress
-from visrep.rundir import RunFolder, describe
+from visrep.rundir import RunFolder
 from visrep.views import draw
 
 
@@ -152,12 +149,6 @@ def take_weights(module: Method, method: str, earlier: str | Path) -> None:
         ) from error
 
 
-def training_images(run: Run) -> Source:
-    """The images to train on: never the test part of data that brings one, so that it can judge honestly."""
-    train, _ = open_splits(run.data)
-    return open_source(train, limit=run.limit)
-
-
 def open_canvases(run: Run, source: Source, folder: RunFolder, *, progress: bool) -> CanvasSet:
     """The training images, decoded to canvases."""
     return CanvasSet(
@@ -168,12 +159,6 @@ def open_canvases(run: Run, source: Source, folder: RunFolder, *, progress: bool
         folder=folder.path / "cache",
         progress=progress,
     )
-
-
-def resolve(run: Run, source: Source) -> Run:
-    """Settle what was left open, so that the run is the same wherever it is resumed: canvas size and precision."""
-    canvas = run.canvas or canvas_size(source, run.method.views.size)
-    return replace(run, canvas=canvas, precision=settled_precision(run))
 
 
 def at_step(run: Run, step: int, total: int, steps_per_epoch: int, fabric: Fabric) -> At:
@@ -227,77 +212,6 @@ def take_step(
     }
     state.method.after_step(at, carry)
     return taken, values, grad_norm
-
-
-def start(run: Run, *, method: str, preset: str = "", overrides: tuple[str, ...] = ()) -> Path:
-    """Train a new run to its end; returns its folder.
-
-    Raises ValueError for settings or data that cannot work, NotFinite when the loss becomes so.
-    """
-    check_views(run.method)
-    check_options(run)
-    run, encoder = begin(run) if run.init else (run, None)
-    fabric = build_fabric(run)
-    fabric.launch()
-    if not run.out:
-        name = "-".join(filter(None, (Path(method).stem, preset, time.strftime("%Y%m%d-%H%M%S"))))
-        run = replace(run, out=fabric.broadcast(str(Path("runs") / name)))
-    source = training_images(run)  # errors in the data show here, before a folder is made
-    run = resolve(run, source)
-    about = describe(run, method=method, preset=preset, overrides=overrides)
-    folder = RunFolder.create(run.out, about, writes=fabric.is_global_zero)
-    with leaves_nothing_unbegun(folder), says_how_it_ended(folder), names_the_preset(preset):
-        train(run, source, folder, fabric, method=method, resume=False, encoder=encoder)
-    return folder.path
-
-
-def resume(path: str | Path) -> Path:
-    """Continue a run from its last checkpoint to its end: the result is as if it had never stopped."""
-    folder = RunFolder(path)
-    about = folder.about()
-    load_method(about["method"])  # so that a user's own configuration class is known
-    run = folder.run()
-    fabric = build_fabric(run)
-    fabric.launch()
-    folder.writes = fabric.is_global_zero
-    if about["status"] != "finished":
-        with says_how_it_ended(folder):
-            train(run, training_images(run), folder, fabric, method=about["method"], resume=True)
-    return folder.path
-
-
-@contextmanager
-def says_how_it_ended(folder: RunFolder) -> Iterator[None]:
-    """Leave the reason in run.json when a run stops before its end."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        folder.update("stopped", str(stop) or "interrupted")
-        raise
-    except Exception as error:
-        folder.update("failed", str(error))
-        raise
-
-
-@contextmanager
-def leaves_nothing_unbegun(folder: RunFolder) -> Iterator[None]:
-    """Take a run away again that fails before its first step because its settings or data cannot work."""
-    try:
-        yield
-    except (ValueError, ImportError):
-        folder.discard_unbegun()
-        raise
-
-
-@contextmanager
-def names_the_preset(preset: str) -> Iterator[None]:
-    """Let the message on a missing run of another method ask for that method's preset of the same name."""
-    try:
-        yield
-    except NoSuchRun as missing:
-        if preset not in presets(load_method(missing.method)):
-            raise
-        raise missing.asked_by(preset) from missing
 
 
 def train(

@@ -51,7 +51,7 @@ class Look:
 
 
 class Monitor:
-    """Measures always the same images: a sample of the training data and, with labels, of ``run.val``.
+    """Measures always the same images: a sample of the training data and, with labels or a guard, of ``run.val``.
 
     ``held_out``: images of the data that are not trained on; they are the queries, with labels or without.
     """
@@ -71,13 +71,14 @@ class Monitor:
         self.images, self.queries, self.query_canvases = usable, queries, canvases
         self.latest: Look | None = None
         """what `measure` saw last"""
-        if canvases.source.labels is None or len(queries) or not fabric.is_global_zero:
+        if len(queries) or not fabric.is_global_zero:
             return
-        if run.val:
+        labelled = canvases.source.labels is not None
+        if run.val and (labelled or run.guarded):  # a guard looks at them without labels too
             source = numbered_alike(open_source(run.val), canvases.source)
             self.query_canvases = CanvasSet(source, run.canvas, cache="memory", workers=run.workers)
             self.queries = self.query_canvases.usable[: run.monitor_images]
-        else:
+        elif labelled:
             # Each among all others. The encoder has seen them, though no label: good for watching, not for reporting.
             self.queries = usable
 

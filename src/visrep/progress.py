@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, silence elsewhere."""
+"""Progress of long work: a bar on a terminal and none elsewhere, where a training still says what is worth a line."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ class TrainingProgress:
     """A bar with loss, images a second and time left."""
 
     def __init__(self, total: int, start: int, *, shown: bool) -> None:
-        self.console = Console(stderr=True)
+        self.shown = shown
+        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -122,6 +123,6 @@ class TrainingProgress:
         self.bar.update(self.task, advance=1, loss=loss, rate=rate)
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
-        if line and not self.bar.disable:
-            self.bar.console.print(line)
+        """A line above the bar; of its own where there is none, as in a log file."""
+        if line and self.shown:
+            self.console.print(line)

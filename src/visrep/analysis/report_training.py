@@ -64,6 +64,7 @@ def _verdict(record: RunRecord) -> str:
         "What to change": verdict.change,
         "Also": "; ".join(f"{other.state}: {other.evidence}" for other in checkup.findings[1:]),
         "Judged": in_words(better, others),
+        "Said at the start": " ".join(record.about.get("advice", [])),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
     return f'<div class="verdict {kind}"><b>{escape(title)}</b><dl>{rows}</dl></div>'

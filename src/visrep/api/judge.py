@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,36 +57,36 @@ def evaluate(
     from visrep.evaluation.dense.opening import open_for
     from visrep.evaluation.evaluate import evaluate
     from visrep.evaluation.feature_cache import features_folder
+    from visrep.evaluation.making import with_making
     from visrep.evaluation.minutes import Journal
-    from visrep.evaluation.sheet import made_by, save_sheet
-    from visrep.evaluation.timing import CLOCK
-    from visrep.machine import default_device, described, keep_freed_memory
+    from visrep.evaluation.sheet import save_sheet
+    from visrep.machine import default_device, keep_freed_memory
 
     keep_freed_memory()
     train, held_out = open_for(protocols, data, test)
     device = default_device()
     path = Path(out) if out is not None else None if is_public(run) else Path(run) / "evaluation.json"
     journal = Journal(path and path.with_name(f"{path.stem}-unfinished"))
-    with CLOCK.measuring() as seconds:
-        result = evaluate(
-            load_encoder(run),
-            train,
-            held_out,
-            protocols=protocols,
-            layers=layers,
-            poolings=poolings,
-            baselines=baselines,
-            limit=limit,
-            test_limit=test_limit,
-            size=size,
-            read_out=read_out,
-            keep=features_folder(run) if keep else None,
-            journal=journal,
-            device=device,
-            seed=seed,
-            progress=progress,
-        )
-    result = replace(result, made=[made_by(result, str(run), command, described(device), seconds)])
+    judge = partial(
+        evaluate,
+        load_encoder(run),
+        train,
+        held_out,
+        protocols=protocols,
+        layers=layers,
+        poolings=poolings,
+        baselines=baselines,
+        limit=limit,
+        test_limit=test_limit,
+        size=size,
+        read_out=read_out,
+        keep=features_folder(run) if keep else None,
+        journal=journal,
+        device=device,
+        seed=seed,
+        progress=progress,
+    )
+    result = with_making(judge, run, command, device)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         result = replace(result, notes=[*result.notes, *save_sheet(path, result)])
@@ -105,26 +106,29 @@ def suite(
     out: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
+    command: str | None = None,
 ) -> Suite:
     """Judge an encoder on several labelled data sets and take the mean, in the style of VTAB-1k.
 
     Of each data set ``train`` training images are used, a fifth of which chooses settings; 0 takes all. Writes
     suite.json into the run folder, or the file ``out``; of a public encoder nothing is written without ``out``.
-    Features are kept with ``keep``, as in `evaluate`.
+    Features are kept with ``keep``, as in `evaluate`, and ``command`` is told as there.
     """
     from visrep.config import save_json
     from visrep.encoders.pretrained.resolve import is_public
     from visrep.evaluation.dense.opening import open_for
     from visrep.evaluation.evaluate import evaluate
     from visrep.evaluation.feature_cache import features_folder
+    from visrep.evaluation.making import with_making
     from visrep.evaluation.suite import run_suite
     from visrep.machine import default_device
 
-    network = load_encoder(encoder)
+    network, device = load_encoder(encoder), default_device()
 
     def evaluate_one(name: str) -> Evaluation:
         fitted, judged = open_for(protocols, name, None)
-        return evaluate(
+        judge = partial(
+            evaluate,
             network,
             fitted,
             judged,
@@ -133,10 +137,11 @@ def suite(
             limit=train,
             test_limit=test_limit,
             keep=features_folder(encoder) if keep else None,
-            device=default_device(),
+            device=device,
             seed=seed,
             progress=progress,
         )
+        return with_making(judge, encoder, command, device)
 
     found = run_suite(data, evaluate_one)
     path = Path(out) if out is not None else None if is_public(encoder) else Path(encoder) / "suite.json"
@@ -164,6 +169,7 @@ def compare(
     select: str = "",
     keep: bool = True,
     progress: bool = False,
+    command: str | None = None,
 ) -> Comparison:
     """Train methods under one budget and judge them, and finished encoders, alike; writes comparison.json and .html.
 
@@ -176,7 +182,8 @@ def compare(
     Judged on ``labelled``, else ``data``, as in `evaluate`; without labels, or with ``labels=False``, the order is by
     ``select`` (rankme, lidar, alpha-req, clid, ...; default rankme), which says little. ``encoder``, or
     the weights ``init`` to begin with, and ``overrides`` are common to all methods that are trained; ``limit`` is how
-    many images they and the probes are trained on. Features are kept with ``keep``, as in `evaluate`.
+    many images they and the probes are trained on. Features are kept with ``keep``, as in `evaluate`, and ``command``
+    is told as there.
     """
     from visrep.comparison.candidates import Common
     from visrep.comparison.compare import compare
@@ -192,4 +199,5 @@ def compare(
         select=select,
         keep=keep,
         progress=progress,
+        command=command,
     )

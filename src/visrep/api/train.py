@@ -76,8 +76,8 @@ def pretrain(
     field: ``{"method.tau": 0.2}``. ``encoder`` is the name of one with fresh weights, ``init`` of one to continue with:
     whatever `load_encoder` knows; see `visrep.config.Adapt`.
     """
-    from visrep.engine import start
     from visrep.methods import preset
+    from visrep.starting import start
 
     _, preset_name, run = preset(method)
     run = replace(run, data=data or run.data, out=out, seed=seed, init=init or run.init)
@@ -94,6 +94,6 @@ def pretrain(
 
 def resume(run: str | Path) -> Path:
     """Continue a stopped run to its end; returns the run folder."""
-    from visrep.engine import resume
+    from visrep.starting import resume
 
     return resume(run)

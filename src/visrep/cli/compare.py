@@ -56,6 +56,7 @@ def compare(
         seed: of training, splits, bootstrap and untrained encoders
     """
     from visrep import api
+    from visrep.cli.typed import typed
     from visrep.evaluation.leaderboard import print_leaderboard
 
     comparison = api.compare(
@@ -75,6 +76,7 @@ def compare(
         select=select,
         keep=keep,
         progress=True,
+        command=typed("compare"),
     )
     print_leaderboard(comparison)
     Console(stderr=True).print(f"Look at it: {(out / 'comparison.html').resolve()}", highlight=False)

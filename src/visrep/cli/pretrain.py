@@ -13,8 +13,8 @@ def pretrain(arguments: list[str]) -> None:
     """``visrep pretrain``: the flags after the method are the leaf fields of its `Run`."""
     from visrep.api.train import check_one_encoder, with_encoder
     from visrep.continuing.checks import as_asked
-    from visrep.engine import resume, start
     from visrep.methods import preset
+    from visrep.starting import resume, start
 
     if arguments[:1] == ["--resume"] and len(arguments) == 2:
         finish(resume(arguments[1]))

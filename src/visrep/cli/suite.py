@@ -39,6 +39,7 @@ def suite(
         seed: of splits, bootstrap and the untrained encoder
     """
     from visrep import api
+    from visrep.cli.typed import typed
 
     found = api.suite(
         encoder,
@@ -51,6 +52,7 @@ def suite(
         out=out,
         seed=seed,
         progress=True,
+        command=typed("suite"),
     )
     console = Console()
     for protocol in dict.fromkeys(mean.protocol for mean in found.means):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -20,7 +21,6 @@ from visrep.comparison.worth import measured_worth
 from visrep.config import save_json
 from visrep.data import Source, open_source
 from visrep.encoders import load_encoder
-from visrep.engine import resume, start
 from visrep.evaluation.compare import compare_without_labels, evaluate_alike, leaderboard
 from visrep.evaluation.dense.opening import open_for
 from visrep.evaluation.effort import Effort, duration, effort
@@ -32,6 +32,7 @@ from visrep.evaluation.sheet import save_sheet
 from visrep.evaluation.standings import Comparison
 from visrep.machine import default_device
 from visrep.monitor import NotFinite
+from visrep.starting import resume, start
 
 
 def compare(
@@ -46,6 +47,7 @@ def compare(
     select: str = "",
     keep: bool = True,
     progress: bool = False,
+    command: str | None = None,
 ) -> Comparison:
     """See `visrep.api.compare`. All that can be checked is checked before the first training begins."""
     protocols = full_names(protocols)
@@ -93,7 +95,9 @@ def compare(
     console.print("Judging")
     encoders = {c.name: encoders[c.name] if c.public else load_encoder(c.folder) for c in left}
     efforts = {c.name: effort(read_run(c.folder)) for c in left if not c.public}
-    alike = {"device": default_device(), "seed": common.seed, "progress": progress}
+    given = {candidate.name: candidate.encoder for candidate in left}
+    alike: dict[str, Any] = {"device": default_device(), "seed": common.seed, "progress": progress}
+    alike |= {"given": given, "command": command}
     if labels:
         evaluations = evaluate_alike(
             encoders,

@@ -20,12 +20,12 @@ from visrep.comparison.budget import SHARE, Budget, Timing, parse_budget, read_t
 from visrep.comparison.candidates import Candidate
 from visrep.config import Run, save_json, to_json
 from visrep.continuing.retention import held_out
-from visrep.engine import start, training_images
 from visrep.evaluation.effort import duration
 from visrep.method import Method
 from visrep.methods import load_method, method_class
 from visrep.rundir import RunFolder
 from visrep.schedules import Constant
+from visrep.starting import start, training_images
 
 TRIAL_STEPS = 24
 """timed at first, with the representation measured in the middle"""

@@ -60,11 +60,6 @@ class Kept:
         return max(guard.max_knn_drop, 2 * self.error[name])
 
 
-def watches(run: Run) -> bool:
-    """Whether there is a start to compare with, and somebody who wants to know."""
-    return bool(run.init or run.start_from) and run.guard.act != "off"
-
-
 def held_out(run: Run, usable: Int64[np.ndarray, " n"], groups: np.ndarray | None) -> Int64[np.ndarray, " m"]:
     """Of the ``usable`` images those that the guard looks at and the training must not see.
 
@@ -74,7 +69,7 @@ def held_out(run: Run, usable: Int64[np.ndarray, " n"], groups: np.ndarray | Non
     video, one of the ``groups`` of all images, stay together.
     """
     share = run.guard.held_out
-    if not (watches(run) and share) or run.val:
+    if not (run.guarded and share) or run.val:
         return usable[:0]
     most = min(max(FEWEST, round(share * len(usable))), run.monitor_images)
     group = usable if groups is None else groups[usable]
@@ -91,7 +86,7 @@ class Retention:
     def __init__(self, run: Run, monitor: Monitor, folder: RunFolder, fabric: Fabric) -> None:
         self.run, self.monitor, self.folder, self.fabric = run, monitor, folder, fabric
         self.guard = run.guard
-        self.watches = watches(run)
+        self.watches = run.guarded
         self.sets = {"data": monitor}
         if not (self.watches and fabric.is_global_zero):
             return

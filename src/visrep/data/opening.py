@@ -16,7 +16,7 @@ from visrep.data.playgrounds import open_playground, playground_settings
 from visrep.data.sequence import Items
 from visrep.data.source import Source, Subset
 from visrep.data.tar import Tar
-from visrep.data.video import Clips, is_video
+from visrep.data.video import Clips, is_video, videos_left_out
 
 Spec = str | Path | Source | Sequence[Any] | np.ndarray
 _KINDS = "a folder of images, of videos, of .parquet or WebDataset .tar files, one such file, an .npz, or 'playground'"
@@ -95,7 +95,8 @@ def _open(spec: Spec) -> Source:
 def open_folder(path: Path, clips: dict[str, int] | None) -> Source:
     """The videos of a folder where there are settings of ``clips`` or no images, else its images.
 
-    Masks beside a folder of images are left out, and folders of frames beside video files: notes of the source say so.
+    Masks beside a folder of images are left out, videos beside images, and with settings folders of frames beside video
+    files: notes of the source say so.
     """
     files, notes = without_answers(walk(path))
     source = _of_files(path, files, clips)
@@ -107,7 +108,9 @@ def _of_files(path: Path, files: list[str], clips: dict[str, int] | None) -> Sou
     if clips is not None:
         return Clips(path, files, **clips)
     if images := [file for file in files if is_image(file)]:
-        return Folder(path, images)
+        source = Folder(path, images)
+        source.notes = videos_left_out(path, files)
+        return source
     if shards := [path / file for file in files if file.lower().endswith(SHARDS)]:
         return of_shards(shards, name=str(path))
     if any(map(is_video, files)):

@@ -129,6 +129,19 @@ def left_out(root: Path, files: list[str]) -> tuple[str, ...]:
     )
 
 
+def videos_left_out(root: Path, files: list[str]) -> tuple[str, ...]:
+    """A note where video files lie among images that are read as such, with what reads the videos."""
+    videos = [file for file in files if is_video(file)]
+    if not videos:
+        return ()
+    one = len(videos) == 1
+    which = f"1 video ({videos[0]}) was" if one else f"{len(videos)} videos, the first ({videos[0]}), were"
+    return (
+        f"{which} left out: beside images only these are read. To train on clips of the videos, and on these alone, "
+        f"give --data '{root}:frames=16' and a method of clips, such as vjepa.",
+    )
+
+
 def too_short(lengths: list[int], frames: int, stride: int) -> tuple[str, ...]:
     """A note where videos, of so many frames, are shorter than a clip reaches."""
     reach = (frames - 1) * stride + 1

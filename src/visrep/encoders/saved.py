@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,6 +30,14 @@ def save_encoder(folder: Path, encoder: Encoder) -> None:
         "preprocessing": to_json(encoder.preprocessing),
     }
     save_json(folder / DESCRIPTION, description)
+
+
+def saved_config(path: str | Path) -> Any:
+    """The configuration of the encoder in a folder that `save_encoder` wrote, without its weights.
+
+    Raises FileNotFoundError when there is none.
+    """
+    return from_json(json.loads((Path(path) / DESCRIPTION).read_text())["config"])
 
 
 def load_encoder(path: str | Path) -> Encoder:

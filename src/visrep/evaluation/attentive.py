@@ -26,7 +26,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from visrep.evaluation.holdout import hold_out
-from visrep.evaluation.probe_training import check_answered
+from visrep.evaluation.probe_training import check_answered, choose
 from visrep.evaluation.results import Prediction
 from visrep.progress import within
 
@@ -119,26 +119,21 @@ def attentive(
     epochs = epochs or max(EPOCHS, math.ceil(LEAST_STEPS / math.ceil(len(train) / batch)))
     fitted, held_out = hold_out(labels, seed)
     probes = _train(train[fitted], targets[fitted], len(classes), lrs, epochs, batch, seed)
-    found = answers_of(probes, train[held_out])
-    accuracies = {
-        lr: float((mine == targets[held_out]).double().mean()) for lr, mine in zip(lrs, found, strict=True)
-    }
-    best = max(lrs, key=lambda lr: accuracies[lr])
-    probes = _train(train, targets, len(classes), (best,), epochs, batch, seed)
+    best, choice = choose(answers_of(probes, train[held_out]), targets[held_out])
+    probes = _train(train, targets, len(classes), (lrs[best],), epochs, batch, seed)
     settings = {
-        "lr": best,
+        "lr": lrs[best],
         "epochs": epochs,
         "batch": batch,
         "heads": heads_for(train.shape[2]),
-        "held_out": len(held_out),
-        "held_out_top1": 100 * accuracies[best],
+        **choice,
     }
-    return [Prediction("attentive", classes[answers_of(probes, test)[0]], settings)]
+    return [Prediction("attentive", classes[answers_of(probes, test)[:, 0]], settings)]
 
 
-def heads_for(d: int) -> int:
-    """12, or as many below it as divide the width."""
-    return max(h for h in range(1, MAX_HEADS + 1) if d % h == 0)
+def heads_for(d: int, most: int = MAX_HEADS) -> int:
+    """As many as divide the width, up to ``most``."""
+    return max(h for h in range(1, most + 1) if d % h == 0)
 
 
 def _train(
@@ -170,10 +165,10 @@ def _train(
 
 
 @torch.no_grad()
-def answers_of(probes: AttentiveProbes, tokens: Tensor) -> list[Int64[Tensor, " n"]]:
+def answers_of(probes: AttentiveProbes, tokens: Tensor) -> Int64[Tensor, "m h"]:
     """The answers of each probe. Raises Inapplicable when those of all of them diverged."""
     parts = [torch.stack(probes(rows.float())) for rows in tokens.split(1024)]
     logits = torch.cat(parts, dim=1)  # probes, images, classes
     finite = logits.isfinite().all(-1)
     check_answered(finite[finite.sum(1).argmax()])
-    return list(logits.nan_to_num(-math.inf).argmax(-1))
+    return logits.nan_to_num(-math.inf).argmax(-1).T

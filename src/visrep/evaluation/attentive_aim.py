@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from visrep.evaluation.attentive import AttentiveProbe, AttentiveProbes, answers_of, heads_for
 from visrep.evaluation.holdout import hold_out
-from visrep.evaluation.probe_training import Published, batches
+from visrep.evaluation.probe_training import Published, batches, choose
 from visrep.evaluation.results import Prediction
 
 LAYERS = 6
@@ -69,15 +69,13 @@ def attentive_aim(
     k = len(classes)
     fitted, held_out = hold_out(labels, seed)
     tried = answers_of(train_probes(train[fitted], targets[fitted], k, grid, seed), train[held_out])
-    right = torch.stack([(found == targets[held_out]).double().mean() for found in tried])
-    best = int(right.argmax())
-    (found,) = answers_of(train_probes(train, targets, k, (grid[best],), seed), test)
+    best, choice = choose(tried, targets[held_out])
+    found = answers_of(train_probes(train, targets, k, (grid[best],), seed), test)[:, 0]
     settings = grid[best].settings(len(train)) | {
         "weight_decay": grid[best].weight_decay,
         "heads": heads_for(train.shape[2]),
         "probes": len(grid),
-        "held_out": len(held_out),
-        "held_out_top1": 100 * float(right[best]),
+        **choice,
     }
     return [Prediction("attentive-aim", classes[found], settings)]
 

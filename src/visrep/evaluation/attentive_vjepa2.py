@@ -24,9 +24,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from visrep.evaluation.attentive import heads_for
 from visrep.evaluation.attentive_vjepa import STD, CrossAttentionProbe
 from visrep.evaluation.holdout import hold_out
-from visrep.evaluation.probe_training import Published, batches, check_answered, check_two_classes, seeded
+from visrep.evaluation.probe_training import (
+    Published,
+    batches,
+    check_answered,
+    check_two_classes,
+    choose,
+    seeded,
+)
 from visrep.evaluation.results import Prediction, Setting
 
 EPOCHS, BATCH = 20, 1024
@@ -119,15 +127,10 @@ def attentive_vjepa2(
     fitted, held_out = hold_out(labels, seed)
     k = len(classes)
     tried = train_probes(train[fitted], targets[fitted], k, dict(enumerate(grid)), seed)
-    right = (tried.answers(train[held_out]) == targets[held_out, None]).double().mean(0)
-    best = int(right.argmax())
-    (found,) = train_probes(train, targets, k, {best: grid[best]}, seed).answers(test).unbind(1)
+    best, choice = choose(tried.answers(train[held_out]), targets[held_out])
+    found = train_probes(train, targets, k, {best: grid[best]}, seed).answers(test)[:, 0]
     check_answered(found >= 0)
-    settings = _settings(grid, best, train) | {
-        "held_out": len(held_out),
-        "held_out_top1": 100 * float(right[best]),
-    }
-    return [Prediction("attentive-vjepa2", classes[found], settings)]
+    return [Prediction("attentive-vjepa2", classes[found], _settings(grid, best, train) | choice)]
 
 
 def attentive_vjepa2_as_published(
@@ -169,7 +172,9 @@ def train_probes(
     """
     d = tokens.shape[-1]
     probes = [
-        seeded(lambda: DeepProbe(d, k, heads_for(d)), (seed << 16) + number).to(tokens.device).train()
+        seeded(lambda: DeepProbe(d, k, heads_for(d, MAX_HEADS)), (seed << 16) + number)
+        .to(tokens.device)
+        .train()
         for number in grid
     ]
     optimiser = torch.optim.AdamW([{"params": list(probe.parameters())} for probe in probes])
@@ -187,16 +192,11 @@ def train_probes(
     return Probes([probe.eval() for probe in probes])
 
 
-def heads_for(d: int) -> int:
-    """16, or as many below it as divide the width."""
-    return max(h for h in range(1, MAX_HEADS + 1) if d % h == 0)
-
-
 def _settings(grid: tuple[Published, ...], best: int, train: Tensor) -> dict[str, Setting]:
     chosen = grid[best]
     return chosen.settings(len(train)) | {
         "weight_decay": chosen.weight_decay,
         "warmup": chosen.warmup,
-        "heads": heads_for(train.shape[-1]),
+        "heads": heads_for(train.shape[-1], MAX_HEADS),
         "probes": len(grid),
     }

@@ -6,7 +6,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +20,11 @@ from visrep.encoders import applied_to
 from visrep.evaluation.effort import Effort
 from visrep.evaluation.evaluate import Evaluation, evaluate
 from visrep.evaluation.label_free import label_free_scores, sample, trust
+from visrep.evaluation.making import made_by, with_making
 from visrep.evaluation.protocols import ALL, place
 from visrep.evaluation.results import Judged, Result, goodness
 from visrep.evaluation.standings import Comparison, Entry
+from visrep.evaluation.timing import CLOCK
 from visrep.evaluation.untrained import untrained_twin
 from visrep.method import Encoder
 
@@ -33,13 +37,16 @@ def evaluate_alike(
     protocols: tuple[str, ...],
     limit: int = 0,
     keep: Mapping[str, Path] | None = None,
+    given: Mapping[str, str | Path] | None = None,
+    command: str | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Evaluation]:
     """Each encoder's `evaluate` with baselines, which encoders of one architecture share and are computed once.
 
-    ``keep``: for each encoder the folder for its features.
+    ``keep``: for each encoder the folder for its features. ``given``: what the user calls it, if not by its name, and
+    in which ``command`` (see `made_by`).
     Raises ValueError, with the name of the encoder, for what `evaluate` raises.
     """
     evaluations: dict[str, Evaluation] = {}
@@ -47,7 +54,8 @@ def evaluate_alike(
     for name, encoder in encoders.items():
         twin = first.setdefault(_architecture(encoder), name)
         try:
-            found = evaluate(
+            judge = partial(
+                evaluate,
                 encoder,
                 train,
                 test,
@@ -59,6 +67,7 @@ def evaluate_alike(
                 seed=seed,
                 progress=progress,
             )
+            found = with_making(judge, given[name] if given else name, command, device)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         if twin != name:
@@ -134,6 +143,7 @@ def leaderboard(
             "changes it too: before a choice that matters, repeat with other seeds.",
             *dict.fromkeys(said),
         ],
+        made=[one for evaluation in evaluations.values() for one in evaluation.made],
     )
 
 
@@ -143,24 +153,30 @@ def compare_without_labels(
     source: Source,
     *,
     select: Measure = RANKME,
+    given: Mapping[str, str | Path] | None = None,
+    command: str | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
     """The encoders and their untrained twins in order of ``select``, with notes on how little that says.
 
+    ``given`` and ``command`` as in `evaluate_alike`.
     Raises ValueError, with the name of the encoder, when features are not finite or ``select`` needs more images.
     """
     encoders = {name: applied_to(encoder, source.frames) for name, encoder in encoders.items()}
     entries: list[Entry] = []
+    made: list[dict[str, Any]] = []
     twins: dict[str, tuple[Encoder, list[str]]] = {}
     for name, encoder in encoders.items():
         canvases = sample(source, encoder.preprocessing.size, progress=progress)
         try:
-            scores = label_free_scores(encoder, canvases, select=select, device=device, seed=seed)
+            with CLOCK.measuring() as seconds, CLOCK.timed(select.name):
+                scores = label_free_scores(encoder, canvases, select=select, device=device, seed=seed)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         entries.append(Entry(name, "trained", scores=scores, effort=efforts.get(name)))
+        made.append(made_by([select.name], given[name] if given else name, command, device, seconds))
         twins.setdefault(_architecture(encoder), (encoder, []))[1].append(name)
     methods = [efforts[name].method if name in efforts else name for name in encoders]
     notes = trust(methods, [entry.scores for entry in entries], select)
@@ -178,6 +194,7 @@ def compare_without_labels(
         seed=seed,
         fingerprint={},
         notes=notes,
+        made=made,
     )
 
 

@@ -59,7 +59,7 @@ class Evaluation:
     pictures: dict[str, list[Strip]] = field(default_factory=dict, compare=False)
     """by dense protocol, what was said of some of the judged images"""
     made: list[dict[str, Any]] = field(default_factory=list)
-    """by which calls: encoder and command as given, protocols, machine, seconds (see `evaluation.sheet.made_by`)"""
+    """by which calls: encoder and command as given, protocols, machine, seconds (see `evaluation.making.made_by`)"""
     unjudged: dict[str, str] = field(default_factory=dict)
     """protocols that were asked for by name and gave no number, with the reason"""
 

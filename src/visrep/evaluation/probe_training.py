@@ -203,6 +203,13 @@ def best_on_test(
     return [Prediction(protocol, classes[found], settings | chosen, caution)]
 
 
+def choose(answers: Int64[Tensor, "m h"], truth: Int64[Tensor, " m"]) -> tuple[int, dict[str, Setting]]:
+    """Which of h probes is right of most held-out images, the first among equals, and what a result says of that."""
+    right = (answers == truth[:, None]).double().mean(0)
+    best = int(right.argmax())
+    return best, {"held_out": len(truth), "held_out_top1": 100 * float(right[best])}
+
+
 def check_answered(finite: Bool[Tensor, " m"]) -> None:
     """Raises Inapplicable unless the answers for all images are finite."""
     if not finite.all():

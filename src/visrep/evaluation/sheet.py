@@ -19,26 +19,6 @@ ALIKE = ("encoder", "image", "seed", "versions")
 """parts of the fingerprint that numbers on one sheet share, beside the images of both sides"""
 
 
-def made_by(
-    evaluation: Evaluation,
-    encoder: str,
-    command: str | None,
-    machine: dict[str, Any],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """How these numbers were made, as JSON values: ``encoder`` and ``command`` as they were given.
-
-    ``seconds`` are of the encoder, its untrained twin and raw pixels together.
-    """
-    return {
-        "encoder": encoder,
-        "command": command,
-        "protocols": list(dict.fromkeys(result.protocol for result in evaluation.results)),
-        "machine": machine,
-        "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
-    }
-
-
 def save_sheet(path: Path, evaluation: Evaluation) -> list[str]:
     """Write an evaluation, with what the file holds of other protocols, layers and poolings, if judged alike.
 

@@ -54,6 +54,8 @@ class Comparison:
     """without labels: the measure that decides the order"""
     plans: dict[str, Any] = field(default_factory=dict)
     """for those trained here: the timing of their steps and the epochs that follow from it"""
+    made: list[dict[str, Any]] = field(default_factory=list)
+    """how the numbers were made, on sheets too: see `evaluation.making.made_by`"""
 
     @property
     def ranked(self) -> list[Entry]:

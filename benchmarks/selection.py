@@ -11,21 +11,17 @@ encoder that it chooses is behind the best one. Runs are kept in ``--runs`` and 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shlex
 import statistics
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from scipy.stats import spearmanr
 
 import visrep
+from bookkeeping import RECORDS, command, commit, machine
 from visrep.analysis.diagnose import diagnose_encoder
 from visrep.analysis.kept import kept_encoders
 from visrep.analysis.layers import Amount
@@ -33,7 +29,6 @@ from visrep.analysis.measures.registry import MEASURES
 from visrep.config import save_json
 from visrep.data import Source, open_source
 
-ROOT = Path(__file__).parents[1]
 VIEWS = 6
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "mae:small32": {
@@ -152,13 +147,14 @@ def main(asked: Selection) -> None:
         "settings": agreement([one["end"] for one in settings]),
         "checkpoints": mean_over_runs([agreement(one["checkpoints"]) for one in settings]),
     }
-    file = ROOT / "records" / "selection" / f"{asked.method.replace(':', '-')}-{asked.name}.json"
+    file = RECORDS / "selection" / f"{asked.method.replace(':', '-')}-{asked.name}.json"
     file.parent.mkdir(exist_ok=True)
     about = {
         "method": asked.method,
         "data": asked.name,
-        "command": shlex.join(["python", "benchmarks/selection.py", *sys.argv[1:]]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "command": command(__file__),
+        "commit": commit(),
+        "machine": machine(),
         "images": asked.images,
         "view_images": asked.view_images,
         "views": VIEWS,

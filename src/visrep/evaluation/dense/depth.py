@@ -34,7 +34,7 @@ from visrep.evaluation.dense.heads import (
 from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.segmentation import JUDGED
 from visrep.evaluation.examples import Example, some_of, spread
-from visrep.evaluation.results import Measure
+from visrep.evaluation.results import Measure, Setting
 
 SCHEDULE = Schedule(passes=25, warmup=1 / 3, weight_decay=1e-4, betas=(0.9, 0.99))
 BINS = 256
@@ -59,13 +59,25 @@ def depth(exam: Exam) -> list[Measure]:
     """
     exams = exam.folds()
     judged = [_judged(fold) for fold in exams]
-    found = {name: torch.cat([errors[name] for _, errors, _ in judged]) for name in judged[0][1]}
-    found[RMSE] = found[RMSE] / exam.train.depth.max()
     folds = Folds.of(exams, [rate for rate, _, _ in judged])
     settings = {**folds.settings, "image": exam.image, "steps": SCHEDULE.steps(folds.n_train)}
+    found = [(errors, examples) for _, errors, examples in judged]
+    return measures_of("depth", found, folds, settings, exam)
+
+
+def measures_of(
+    protocol: str,
+    judged: list[tuple[dict[str, Float[Tensor, " _"]], list[Example]]],
+    folds: Folds,
+    settings: dict[str, Setting],
+    exam: Exam,
+) -> list[Measure]:
+    """Means over images of the errors of all folds."""
+    found = {name: torch.cat([errors[name] for errors, _ in judged]) for name in judged[0][0]}
+    found[RMSE] = found[RMSE] / exam.train.depth.max()
     first, *others = (
         Measure(
-            "depth",
+            protocol,
             metric,
             float(values.mean()),
             *interval(values.numpy(), folds.groups, seed=exam.seed),
@@ -75,7 +87,7 @@ def depth(exam: Exam) -> list[Measure]:
         )
         for metric, values in found.items()
     )
-    return [replace(first, examples=some_of(examples for _, _, examples in judged)), *others]
+    return [replace(first, examples=some_of(examples for _, examples in judged)), *others]
 
 
 def _judged(exam: Exam) -> tuple[float, dict[str, Float[Tensor, " n"]], list[Example]]:

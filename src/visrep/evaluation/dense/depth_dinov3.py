@@ -64,8 +64,10 @@ PATCH = 16
 LR = 3e-4
 WARMUP = 1 / 3
 """share of the steps"""
-FIRST, LAST = 1e-3, 1 / 25_000
-"""shares of the learning rate where the warm-up begins and at the end"""
+FIRST = 1e-3
+"""share of the learning rate where the warm-up begins"""
+LAST = 1 / 25_000
+"""share of it at the end"""
 BETAS = (0.85, 0.95)
 """first beta after the warm-up and at the end; 0 before"""
 

@@ -17,12 +17,15 @@ from visrep.evaluation.dense.frozen import View
 from visrep.evaluation.dense.native import Shape, as_wanted
 from visrep.method import Preprocessing
 
-TURNED, DEGREES = 0.5, 2.5
+TURNED = 0.5
+DEGREES = 2.5
 MIRRORED = 0.5
 COLOURED = 0.5
 """probability of other colours"""
-GAMMA = COLOURS = (0.9, 1.1)
-"""power of values up to 255; factors of the three colours"""
+GAMMA = (0.9, 1.1)
+"""power of values up to 255"""
+COLOURS = (0.9, 1.1)
+"""factors of the three"""
 BRIGHTNESS = (0.75, 1.25)
 
 

@@ -41,30 +41,28 @@ RIGHT = 0.5
 GUESSES = {"a box in the middle, half of the image": CENTRE, "the whole image": WHOLE}
 """what needs no encoder"""
 Search = Callable[[torch.Tensor, tuple[int, int]], Found]
-LOST: dict[str, Setting] = {"expansion": EXPANSION}
-TOKENCUT: dict[str, Setting] = {"tau": TAU, "eps": EPS}
 Seen = tuple[int, Float[Tensor, "n d"], tuple[int, int], tuple[float, float]]
 """row of an image, features of its patches, their rows and columns, and height and width of these in images"""
 
 
 def discovery_lost(exam: Exam) -> list[Measure]:
     """CorLoc of LOST. Raises Inapplicable when no image has an object."""
-    return _corloc("discovery-lost", lost, LOST, exam, squashed)
+    return _corloc("discovery-lost", lost, {"expansion": EXPANSION}, exam, squashed)
 
 
 def discovery_lost_native(exam: Exam) -> list[Measure]:
     """CorLoc of LOST, images at their own size. Raises Inapplicable when no image has an object or one is too large."""
-    return _corloc("discovery-lost@native", lost, LOST, exam, native)
+    return _corloc("discovery-lost@native", lost, {"expansion": EXPANSION}, exam, native)
 
 
 def discovery_tokencut(exam: Exam) -> list[Measure]:
     """CorLoc of TokenCut. Raises Inapplicable when no image has an object."""
-    return _corloc("discovery-tokencut", tokencut, TOKENCUT, exam, squashed)
+    return _corloc("discovery-tokencut", tokencut, {"tau": TAU, "eps": EPS}, exam, squashed)
 
 
 def discovery_tokencut_native(exam: Exam) -> list[Measure]:
     """CorLoc of TokenCut, otherwise as `discovery_lost_native`."""
-    return _corloc("discovery-tokencut@native", tokencut, TOKENCUT, exam, native)
+    return _corloc("discovery-tokencut@native", tokencut, {"tau": TAU, "eps": EPS}, exam, native)
 
 
 Looking = Callable[[str, Exam, list[int]], Iterator[Seen]]

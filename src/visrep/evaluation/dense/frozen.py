@@ -29,7 +29,7 @@ DEVIATION = 0.01
 """of the initial weights"""
 AHEAD = 2
 """batches of views that are made while the encoder sees another"""
-View = tuple[Float[Tensor, "3 h w"], Shaped[Tensor, "h w"]]
+View = tuple[Float[Tensor, "3 _ _"], Shaped[Tensor, "_ _"]]
 """an image as the encoder wants it, and the answers"""
 Draw = Callable[[int, torch.Generator], View]
 """a random view of the training image of this row"""

@@ -21,9 +21,10 @@ from visrep.evaluation.dense.discovery import (
 from visrep.evaluation.dense.exam import Exam
 from visrep.evaluation.dense.hummingbird import hummingbird
 from visrep.evaluation.dense.native import check_any_shape
+from visrep.evaluation.dense.propagation_dino import propagation_dino
 from visrep.evaluation.dense.segmentation import segmentation
 from visrep.evaluation.dense.segmentation_dinov3 import segmentation_dinov3
-from visrep.evaluation.dense.videos import propagation, propagation_dino
+from visrep.evaluation.dense.videos import propagation
 from visrep.evaluation.results import Measure
 from visrep.method import Encoder
 

@@ -46,11 +46,14 @@ from visrep.method import Encoder
 from visrep.progress import within
 
 NAME = "segmentation-dinov3"
-SIZE, STEP = 512, 341
-"""of crops and windows, and from one window to the next"""
+SIZE = 512
+"""of crops and windows"""
+STEP = 341
+"""from one window to the next"""
 PATCH = 16
 """pixels of those patches for which sizes are published"""
-LR, BETA1 = 1e-3, 0.9
+LR = 1e-3
+BETA1 = 0.9
 WARMUP = 1500 / 40_000
 """share of the steps"""
 START = 1e-6

@@ -29,7 +29,8 @@ MIRRORED = 0.5
 CHANGED = 0.5
 """probability of each change of colours"""
 BRIGHTNESS = 32
-CONTRAST = SATURATION = (0.5, 1.5)
+CONTRAST = (0.5, 1.5)
+SATURATION = (0.5, 1.5)
 HUE = (-0.5, 0.5)
 """of the circle of colours"""
 

@@ -1,13 +1,9 @@
 """Video object propagation as a protocol: J, F and their mean, as the semi-supervised task of DAVIS.
 
-The masks of the first frame are carried to all later ones (see `propagation`). Each object of the first frame is scored
-in the frames after it but the last, which DAVIS leaves out too; its mean over frames counts as one value, whatever the
-length of the video. Masks are compared at their own size. Intervals are bootstrap over videos.
-
-For `propagation` frames are squashed to squares. For ``propagation-dino`` they keep their shape, as published: 480
-pixels along the shorter side, or their own where it is less, and along the longer one as many as the shape wants, down
-to a multiple of 64. *Deviations* there: smaller frames are not enlarged; the encoder's own mean and deviation of
-colours; sides are cut down to whole patches where 480 or 64 pixels are no multiple of them.
+The masks of the first frame are carried to all later ones (see `propagation`). Each object of the first frame is
+scored in the frames after it but the last, which DAVIS leaves out too; its mean over frames counts as one value,
+whatever the length of the video. Masks are compared at their own size. Intervals are bootstrap over videos. Frames
+are squashed to squares for the encoder.
 """
 
 from __future__ import annotations
@@ -27,21 +23,11 @@ from visrep.evaluation.dense.boundaries import boundary_f, jaccard
 from visrep.evaluation.dense.exam import Exam
 from visrep.evaluation.dense.examples import video_example
 from visrep.evaluation.dense.intervals import interval
-from visrep.evaluation.dense.native import (
-    Shape,
-    as_wanted,
-    check_patches,
-    image_of,
-    patch_maps,
-    planes,
-)
+from visrep.evaluation.dense.native import Shape
 from visrep.evaluation.dense.propagation import Propagation, carried, decided
 from visrep.evaluation.examples import Example, spread
 from visrep.evaluation.results import Inapplicable, Measure, Setting
 
-DINO = "propagation-dino"
-SHORT, MULTIPLE = 480, 64
-"""pixels of the shorter side of frames that keep their shape, and what the longer one is a multiple of"""
 SHORTEST = 3
 """frames of a video: the first is given and the last is left out"""
 LISTED = 12
@@ -94,16 +80,7 @@ Look = Callable[[Exam, Int64[np.ndarray, " t"]], Frames]
 def propagation(exam: Exam) -> list[Measure]:
     """J&F, J and F, with those of a first mask that never moves. Raises Inapplicable when there is no such video."""
     videos = judged(exam, squashed)
-    return _measures("propagation", exam, videos, {"image": exam.image})
-
-
-def propagation_dino(exam: Exam) -> list[Measure]:
-    """The same of frames that keep their shape. Raises Inapplicable also for frames of too many patches."""
-    videos = judged(exam, native)
-    assert exam.network is not None, "frames are seen by the network"
-    seen = sorted({native_shape(video.size, exam.network.stride) for video in videos})
-    said = ", ".join(f"{h} x {w}" for h, w in seen)
-    return _measures(DINO, exam, videos, {"image": said, "grid": f"{exam.network.stride}-pixel"})
+    return measures_of("propagation", exam, videos, {"image": exam.image})
 
 
 def judged(exam: Exam, look: Look) -> list[Video]:
@@ -131,32 +108,6 @@ def squashed(exam: Exam, rows: Int64[np.ndarray, " t"]) -> Frames:
     tokens = exam.test.tokens[torch.from_numpy(rows)]
     features = (frame.flatten(0, 1).to(exam.device).float() for frame in tokens)
     return Frames(features, (tokens.shape[1], tokens.shape[2]), (exam.image, exam.image))
-
-
-def native(exam: Exam, rows: Int64[np.ndarray, " t"]) -> Frames:
-    """All of the shape that the first one takes. Raises Inapplicable for too many patches."""
-    network = exam.network
-    assert network is not None, "frames are seen by the network"
-    first = image_of(exam.test, int(rows[0]))
-    shape = native_shape((first.shape[0], first.shape[1]), network.stride)
-    check_patches(DINO, exam.test.source.key(int(exam.test.index[rows[0]])), shape, network.stride)
-
-    def features() -> Iterator[Float[Tensor, "n d"]]:
-        for row in rows.tolist():
-            pixels = planes(image_of(exam.test, row)).to(exam.device)[None]
-            pixels = F.interpolate(pixels, shape, mode="bilinear", align_corners=False).round() / 255
-            yield patch_maps(network, as_wanted(pixels, network.preprocessing), exam.layer)[0].flatten(1).T
-
-    return Frames(features(), (shape[0] // network.stride, shape[1] // network.stride), shape)
-
-
-def native_shape(shape: Shape, stride: int) -> Shape:
-    """Height and width of a frame that keeps its shape, for patches of ``stride`` pixels."""
-    short = min(SHORT, *shape)
-    multiple = MULTIPLE if MULTIPLE % stride == 0 else stride
-    long = max(multiple, int(short * max(shape) / min(shape)) // multiple * multiple)
-    short = max(stride, short // stride * stride)
-    return (long, short) if shape[0] > shape[1] else (short, long)
 
 
 def scores(predicted: Masks, truth: Masks) -> Scores:
@@ -201,7 +152,9 @@ def _example(exam: Exam, rows: Int64[np.ndarray, " t"], truth: Masks, masks: Mas
     return video_example(exam.test, int(rows[0]), int(rows[-2]), truth[0], truth[-2], masks[-2])
 
 
-def _measures(protocol: str, exam: Exam, videos: list[Video], settings: dict[str, Setting]) -> list[Measure]:
+def measures_of(
+    protocol: str, exam: Exam, videos: list[Video], settings: dict[str, Setting]
+) -> list[Measure]:
     about: dict[str, Setting] = {**asdict(Propagation()), "videos": len(videos), **settings}
     caution = ""
     if len(videos) < LISTED:

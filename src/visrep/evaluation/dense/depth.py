@@ -3,7 +3,7 @@
 Settings are those of DINOv3 (arXiv:2508.10104) on NYU: last layer, BatchNorm and a linear layer to 256 bins, whose
 share-weighted mean is the depth (shares are outputs, negative ones cut off, plus 0.1, over their sum); the
 scale-invariant logarithmic loss; AdamW with weight decay 1e-4 and betas 0.9 and 0.99, gradients cut at 35, batches of
-16 images, a third of the steps to warm up, 38,400 steps for 24,231 images.
+16 images, a third of the steps to warm up, 38,400 steps for 24,231 images. As published: `depth_dinov3`.
 
 Deviations: bins lie evenly between 0.001 and the greatest depth of the training images, in place of 10 metres; images
 are seen once, whole, as squares, without crops, changes of brightness and mirror images; a step looks at 512 pixels

@@ -325,7 +325,9 @@ def test_depth_from_images_to_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
             depth = (outputs * torch.linspace(1e-3, 1, 256)[:, None, None]).sum(1) / outputs.sum(1)
             parts.append(depth.flip(-1) if mirrored else depth)
         large = F.interpolate((parts[0] + parts[1])[None] / 2, (22, 34), mode="bilinear")[0, 0]
-        errors.append(float((large.detach() - torch.from_numpy(1 - 0.5 * source._blue(row))).square().mean().sqrt()))
+        errors.append(
+            float((large.detach() - torch.from_numpy(1 - 0.5 * source._blue(row))).square().mean().sqrt())
+        )
     assert found[RMSE].value == pytest.approx(np.mean(errors), abs=1e-5)
 
 

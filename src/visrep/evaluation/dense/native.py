@@ -35,7 +35,7 @@ def resized(image: UInt8[np.ndarray, "_ _ 3"], shape: Shape) -> UInt8[np.ndarray
     """Bilinear and antialiased, to whole numbers."""
     if image.shape[:2] == shape:
         return image
-    return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
 def resized_answers(answers: Shaped[np.ndarray, "_ _"], shape: Shape) -> Shaped[Tensor, "h w"]:

@@ -51,12 +51,18 @@ MADE_OF = {
     "discovery-tokencut": "dense.tokencut dense.discovery dense.boxes dense.keys dense.patches",
     "propagation": "dense.propagation dense.videos dense.objects dense.boundaries dense.patches",
     "correspondence": "dense.correspondence dense.patches",
+    "segmentation-dinov3": "dense.segmentation_dinov3 dense.segmentation_views dense.frozen probe_training",
+    "depth-dinov3": "dense.depth_dinov3 dense.depth_views dense.depth dense.frozen probe_training",
+    "discovery-lost@native": "dense.lost dense.discovery dense.boxes dense.keys",
+    "discovery-tokencut@native": "dense.tokencut dense.discovery dense.boxes dense.keys",
+    "propagation-dino": "dense.propagation_dino dense.propagation dense.videos dense.objects dense.boundaries",
     **dict.fromkeys(RECIPES, "finetune fitting mixing"),
     **dict.fromkeys((f"{name}:" for name in RECIPES), "finetune fitting mixing draws"),
 }
 """the files that hold the settings of a protocol; a colon stands for those with few labels"""
 ONLY_PACE = {
     "CHUNK", "MAX_HEADS", "JUDGED", "LARGEST", "MICRO", "chunk", "device", "progress", "seed", "hummingbird.QUERIES",
+    "AHEAD",
     "copies.BATCH", "base.BATCH", "patches.BATCH",
 }  # fmt: skip
 """how much is done at a time, which changes no number"""
@@ -66,7 +72,7 @@ PINNED: dict[str, tuple[int, str]] = {
     "linear-dino": (1, "16776085184a"),
     "linear-mae": (1, "c2ef252712fe"),
     "logreg": (1, "0a78270e0c72"),
-    "attentive": (2, "86895ac1939a"),
+    "attentive": (2, "f8460a7112ff"),
     "attentive-aim": (1, "ecdfe5710a04"),
     "attentive-vjepa": (1, "99f2ebc48806"),
     "attentive-vjepa2": (1, "7ddf71c032b9"),
@@ -93,6 +99,11 @@ PINNED: dict[str, tuple[int, str]] = {
     "discovery-tokencut": (1, "f7f504077342"),
     "propagation": (1, "8ff7304ce701"),
     "correspondence": (1, "07c16db31f39"),
+    "segmentation-dinov3": (1, "7ebc11913f19"),
+    "depth-dinov3": (1, "9b2b9d297a22"),
+    "discovery-lost@native": (1, "f6fda3aa4e59"),
+    "discovery-tokencut@native": (1, "5677babca0eb"),
+    "propagation-dino": (1, "89f78c3ce694"),
     "finetune": (1, "eaee4b8535aa"),
     "finetune-motion": (1, "b466710c96ed"),
     "finetune-mae": (2, "9dc4f626f102"),
@@ -164,7 +175,7 @@ def mark_of(protocol: str) -> str:
 
 
 def test_every_protocol_is_pinned() -> None:
-    assert {name.partition("@")[0] for name in ORDER} <= set(MADE_OF) == set(PINNED)
+    assert {name.removesuffix("@paper") for name in ORDER} <= set(MADE_OF) == set(PINNED)
 
 
 @pytest.mark.parametrize("protocol", MADE_OF)

@@ -21,16 +21,23 @@ READING = (
     "where they can take part, raw pixels; all from the last layer."
 )
 CLASSES = "Colours are classes; grey is what nobody is asked about."
+DEPTH = "Dark is near, bright is far, on the scale of the image's true depth."
+OBJECTS = "One colour an object: as given in the first frame, and in the last frame that is scored."
 BOXES = "Green: the true boxes. Orange: the box that was found."
 GUIDE = {
     "segmentation": CLASSES,
     "hummingbird": CLASSES,
-    "depth": "Dark is near, bright is far, on the scale of the image's true depth.",
+    "depth": DEPTH,
     "discovery-lost": BOXES,
     "discovery-tokencut": BOXES,
     "attention-masks": "Coloured: the true objects, and what the head looks at that fits them best.",
-    "propagation": "One colour an object: as given in the first frame, and in the last frame that is scored.",
+    "propagation": OBJECTS,
     "correspondence": "A point has the same colour in all pictures of its row; a ring is an answer too far away.",
+    "segmentation-dinov3": CLASSES,
+    "depth-dinov3": DEPTH,
+    "discovery-lost@native": BOXES,
+    "discovery-tokencut@native": BOXES,
+    "propagation-dino": OBJECTS,
 }
 """how to read the pictures of a protocol"""
 

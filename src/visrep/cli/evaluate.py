@@ -38,13 +38,16 @@ def evaluate(
             class). By name only: attentive-aim and attentive-vjepa2 (hours without an accelerator), logreg,
             fewshot-ridge, and, chosen on test images, @paper behind linear-dino, linear-dinov2, linear-mae,
             attentive-vjepa2 and attentive-efficient. On images with masks: segmentation, hummingbird, depth,
-            attention-masks, discovery-lost, discovery-tokencut, propagation, correspondence. See docs/protocols.md
+            attention-masks, discovery-lost, discovery-tokencut, propagation, correspondence; by name only, as
+            published: segmentation-dinov3 and depth-dinov3 (hours), discovery-lost@native, discovery-tokencut@native
+            and propagation-dino. See docs/protocols.md
         layers: layers to judge besides the last one, 1 = first, or all
         poolings: auto, cls, mean, cls+mean, last-4
         baselines: also judge raw pixels and the untrained encoder
         limit: use only the first training images
         test_limit: use only the first test images
-        size: side in pixels of the squares that dense protocols see; default: twice that of the encoder
+        size: side in pixels of the squares that dense protocols see; default: twice that of the encoder; of crops of
+            segmentation-dinov3 (512) and of the shorter side of images of depth-dinov3 (480)
         read_out: what the probes of dense protocols read: the patches of a layer, or maps of several resolutions
         keep: keep features in the run folder, so that another call needs no pass over the images
         out: .json file for the results, for visrep report and compare; default: evaluation.json in the run folder, and

@@ -90,6 +90,21 @@ def to_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(_over_white(_upright(_eight_bit(image), image.getexif().get(ORIENTATION, 1))))
 
 
+def decode_whole(raw: Raw) -> UInt8[np.ndarray, "h w 3"]:
+    """One image as upright RGB at its own size, otherwise as `decode` reads it. Raises UnreadableImage."""
+    if isinstance(raw, np.ndarray):
+        return np.asarray(_over_white(_from_array(raw)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(raw)) as image:
+                return to_array(image)
+        except (UnreadableImage, MemoryError):
+            raise
+        except Exception as error:  # as in decode
+            raise UnreadableImage(_reason(raw, error)) from error
+
+
 def _decode(image: Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     width, height = image.size
     drafted = image.draft(None, (2 * size, 2 * size)) is not None  # JPEG only: scale while decoding

@@ -13,7 +13,7 @@ from visrep.data.dense import DenseSource
 from visrep.data.source import Source
 from visrep.encoders import applied_to
 from visrep.evaluation.dense.judging import judge_dense
-from visrep.evaluation.dense.protocols import DENSE
+from visrep.evaluation.dense.protocols import AS_PUBLISHED, DENSE
 from visrep.evaluation.dense.sitting import ReadOut
 from visrep.evaluation.examples import Strip
 from visrep.evaluation.feature_cache import FeatureStore, Side
@@ -102,9 +102,9 @@ def evaluate(
     ``seed`` draws splits, twin, probes and resamples.
 
     Dense protocols want images with masks or depth, a `DenseSource`, and need no labels. They see whole images as
-    squares of ``size`` pixels, 0 for twice the encoder's own size where it takes that; their raw pixels are the
-    colours and the place of each patch. A ``read_out`` of pyramid gives probes maps of several resolutions side by side
-    (see `Pyramid`) instead of the patches of one layer.
+    squares of ``size`` pixels, 0 for twice the encoder's own size where it takes that, those `AS_PUBLISHED` in other
+    shapes (docs/protocols.md); their raw pixels are the colours and the place of each patch. A ``read_out`` of
+    pyramid gives probes maps of several resolutions side by side (see `Pyramid`) instead of the patches of one layer.
 
     A protocol that turns out not to apply is left out: `Evaluation.unjudged` names those that were asked for by name.
     Raises Inapplicable where none applies, and ValueError for an unknown protocol, an option that no protocol reads,
@@ -145,14 +145,15 @@ def evaluate(
 def by_kind(protocols: tuple[str, ...], train: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Those that judge by labels of images and those that judge by masks; "all" replaced by what it stands for here.
 
-    That is every dense protocol on images with masks, and the others where images have labels.
+    That is every dense protocol on images with masks but those `AS_PUBLISHED`, and the others where images have labels.
     """
     named = tuple(name for name in protocols if name not in DENSE)
     asked = tuple(name for name in protocols if name in DENSE)
     if ALL not in protocols or not isinstance(train, DenseSource):
         return without_all(named)[0], asked
     others = tuple(name for name in named if name != ALL)
-    return without_all(named)[0] if train.labels is not None else others, (*DENSE,)
+    every = tuple(name for name in DENSE if name not in AS_PUBLISHED or name in asked)
+    return without_all(named)[0] if train.labels is not None else others, every
 
 
 def _by_labels(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visrep.evaluation.dense.protocols import DENSE
+from visrep.evaluation.dense.protocols import DENSE, OWN_SHAPE
 from visrep.evaluation.protocols import COPIES, ORDER, reads_tokens, reads_vectors
 from visrep.evaluation.robustness.registry import EVERY_LAYER, ROBUST
 
@@ -20,7 +20,7 @@ def check_read(
     for option, given, reads in (
         ("layers", layers, reads_layers),
         ("poolings", poolings, reads_poolings),
-        ("size", size, is_dense),
+        ("size", size, reads_size),
         ("read_out='pyramid'", pyramid, is_dense),
     ):
         if not given:
@@ -31,7 +31,9 @@ def check_read(
                 f"{option} was asked for, and {', '.join(protocols)} would ignore it. Leave it out, or add a protocol "
                 f"that reads it: {', '.join(filter(reads, ORDER))}."
             )
-        if others and option in ("layers", "poolings"):
+        if option == "size":
+            others = [name for name in others if is_dense(name)]
+        if others and option in ("layers", "poolings", "size"):
             notes.append(f"{option} is not read by: {', '.join(others)}.")
     return notes
 
@@ -44,6 +46,11 @@ def reads_layers(name: str) -> bool:
 def reads_poolings(name: str) -> bool:
     """Whether a protocol judges each of the poolings that are asked for."""
     return reads_vectors(name) or name == COPIES or (name in ROBUST and name not in EVERY_LAYER)
+
+
+def reads_size(name: str) -> bool:
+    """Whether a protocol shows images of the side that is asked for."""
+    return is_dense(name) and name not in OWN_SHAPE
 
 
 def is_dense(name: str) -> bool:

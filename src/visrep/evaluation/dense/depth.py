@@ -3,7 +3,7 @@
 Settings are those of DINOv3 (arXiv:2508.10104) on NYU: last layer, BatchNorm and a linear layer to 256 bins, whose
 share-weighted mean is the depth (shares are outputs, negative ones cut off, plus 0.1, over their sum); the
 scale-invariant logarithmic loss; AdamW with weight decay 1e-4 and betas 0.9 and 0.99, gradients cut at 35, batches of
-16 images, a third of the steps to warm up, 38,400 steps for 24,231 images.
+16 images, a third of the steps to warm up, 38,400 steps for 24,231 images. As published: `depth_dinov3`.
 
 Deviations: bins lie evenly between 0.001 and the greatest depth of the training images, in place of 10 metres; images
 are seen once, whole, as squares, without crops, changes of brightness and mirror images; a step looks at 512 pixels
@@ -34,7 +34,7 @@ from visrep.evaluation.dense.heads import (
 from visrep.evaluation.dense.intervals import interval
 from visrep.evaluation.dense.segmentation import JUDGED
 from visrep.evaluation.examples import Example, some_of, spread
-from visrep.evaluation.results import Measure
+from visrep.evaluation.results import Measure, Setting
 
 SCHEDULE = Schedule(passes=25, warmup=1 / 3, weight_decay=1e-4, betas=(0.9, 0.99))
 BINS = 256
@@ -59,13 +59,25 @@ def depth(exam: Exam) -> list[Measure]:
     """
     exams = exam.folds()
     judged = [_judged(fold) for fold in exams]
-    found = {name: torch.cat([errors[name] for _, errors, _ in judged]) for name in judged[0][1]}
-    found[RMSE] = found[RMSE] / exam.train.depth.max()
     folds = Folds.of(exams, [rate for rate, _, _ in judged])
     settings = {**folds.settings, "image": exam.image, "steps": SCHEDULE.steps(folds.n_train)}
+    found = [(errors, examples) for _, errors, examples in judged]
+    return measures_of("depth", found, folds, settings, exam)
+
+
+def measures_of(
+    protocol: str,
+    judged: list[tuple[dict[str, Float[Tensor, " _"]], list[Example]]],
+    folds: Folds,
+    settings: dict[str, Setting],
+    exam: Exam,
+) -> list[Measure]:
+    """Means over images of the errors of all folds."""
+    found = {name: torch.cat([errors[name] for errors, _ in judged]) for name in judged[0][0]}
+    found[RMSE] = found[RMSE] / exam.train.depth.max()
     first, *others = (
         Measure(
-            "depth",
+            protocol,
             metric,
             float(values.mean()),
             *interval(values.numpy(), folds.groups, seed=exam.seed),
@@ -75,7 +87,7 @@ def depth(exam: Exam) -> list[Measure]:
         )
         for metric, values in found.items()
     )
-    return [replace(first, examples=some_of(examples for _, _, examples in judged)), *others]
+    return [replace(first, examples=some_of(examples for _, examples in judged)), *others]
 
 
 def _judged(exam: Exam) -> tuple[float, dict[str, Float[Tensor, " n"]], list[Example]]:

@@ -131,6 +131,8 @@ class Exam:
     device: torch.device
     seed: int
     progress: bool = False
+    asked: int = 0
+    """what was asked for as the side in pixels; 0 for nothing, which protocols with a size of their own heed"""
     crossed: bool = False
     """whether both sides hold the same videos, each of which is judged by what was fitted on the others"""
 

@@ -118,12 +118,13 @@ def judge_dense(
     fits = any(
         DENSE[name].fits for name in runnable
     )  # the twin is calibrated on what is fitted on, if anything is
-    options = {"size": image, "read_out": read_out, "whole": len(roles.whole), "fits": fits}
+    options = {"size": image, "asked": size, "read_out": read_out, "whole": len(roles.whole), "fits": fits}
     minutes = Minutes(journal, {**mark, **options})
     sitting = DenseSitting(
         roles,
         runnable,
         image,
+        size,
         read_out,
         _layers(encoder, layers),
         FeatureStore(keep),

@@ -97,23 +97,23 @@ def input_size(encoder: Encoder, asked: int, device: torch.device | str = "cpu")
     own = encoder.preprocessing.size
     if not asked:
         twice = ENLARGED * own
-        return twice if _refusal(encoder, twice, device) is None else own
-    refusal = _refusal(encoder, asked, device)
-    if refusal is not None:
+        return twice if refusal(encoder, (twice, twice), device) is None else own
+    reason = refusal(encoder, (asked, asked), device)
+    if reason is not None:
         raise ValueError(
-            f"this encoder does not take images of size {asked}: {refusal} Use a multiple of its patches "
+            f"this encoder does not take images of size {asked}: {reason} Use a multiple of its patches "
             f"({encoder.stride} pixels), or its own size, {own}."
         )
     return asked
 
 
 @torch.no_grad()
-def _refusal(encoder: Encoder, size: int, device: torch.device | str) -> Exception | None:
-    """Why an encoder cannot see squares of this size; None when it can. A network of fixed size says so itself."""
+def refusal(encoder: Encoder, shape: tuple[int, int], device: torch.device | str) -> Exception | None:
+    """Why an encoder cannot see images of this height and width; None when it can. One of fixed size says so itself."""
     encoder.to(device)
     with evaluation_mode(encoder):
         try:
-            encoder(torch.zeros(1, 3, size, size, device=device))
+            encoder(torch.zeros(1, 3, *shape, device=device))
         except (ValueError, RuntimeError, AssertionError) as error:
             return error
     return None

@@ -11,10 +11,19 @@ from visrep.data.dense import DenseSource, Kind
 from visrep.evaluation.dense.attention_masks import attention_masks, check_looks
 from visrep.evaluation.dense.correspondence import correspondence
 from visrep.evaluation.dense.depth import depth
-from visrep.evaluation.dense.discovery import discovery_lost, discovery_tokencut
+from visrep.evaluation.dense.depth_dinov3 import depth_dinov3
+from visrep.evaluation.dense.discovery import (
+    discovery_lost,
+    discovery_lost_native,
+    discovery_tokencut,
+    discovery_tokencut_native,
+)
 from visrep.evaluation.dense.exam import Exam
 from visrep.evaluation.dense.hummingbird import hummingbird
+from visrep.evaluation.dense.native import check_any_shape
+from visrep.evaluation.dense.propagation_dino import propagation_dino
 from visrep.evaluation.dense.segmentation import segmentation
+from visrep.evaluation.dense.segmentation_dinov3 import segmentation_dinov3
 from visrep.evaluation.dense.videos import propagation
 from visrep.evaluation.results import Measure
 from visrep.method import Encoder
@@ -53,7 +62,28 @@ DENSE: dict[str, DenseProtocol] = {
     ),
     "propagation": DenseProtocol(propagation, frozenset({"instances", "video"}), fits=False, reads="tokens"),
     "correspondence": DenseProtocol(correspondence, frozenset(), fits=False, reads="network"),
+    "segmentation-dinov3": DenseProtocol(
+        segmentation_dinov3, frozenset({"classes"}), fits=True, reads="network"
+    ),
+    "depth-dinov3": DenseProtocol(depth_dinov3, frozenset({"depth"}), fits=True, reads="network"),
+    "discovery-lost@native": DenseProtocol(
+        discovery_lost_native, frozenset({"classes"}), fits=False, reads="network", check=check_any_shape
+    ),
+    "discovery-tokencut@native": DenseProtocol(
+        discovery_tokencut_native, frozenset({"classes"}), fits=False, reads="network", check=check_any_shape
+    ),
+    "propagation-dino": DenseProtocol(
+        propagation_dino,
+        frozenset({"instances", "video"}),
+        fits=False,
+        reads="network",
+        check=check_any_shape,
+    ),
 }
+OWN_SHAPE = frozenset({"discovery-lost@native", "discovery-tokencut@native", "propagation-dino"})
+"""see images at their own size or one that follows from it, whatever side is asked for"""
+AS_PUBLISHED = OWN_SHAPE | {"segmentation-dinov3", "depth-dinov3"}
+"""others of these with the published settings and shapes of images: asked for by name, no part of "all" """
 
 
 def lacking(name: str, source: DenseSource) -> str:

@@ -3,10 +3,12 @@
 Settings are those of DINOv3 (arXiv:2508.10104) on ADE20K: last layer, BatchNorm and a 1x1 convolution, cross-entropy,
 AdamW with weight decay 1e-3, batches of 16 images, 40,000 steps for 20,210 images, 1,500 of them to warm up.
 
-Deviations: images are seen once, whole, as squares, without random crops, sizes and flips and without sliding windows,
-because features are extracted once; a step looks at 512 pixels of each image, not at all; no dropout, and no scale and
-shift in BatchNorm, which the convolution holds; the learning rate is chosen on held-out training images, of 3e-4, the
-published 1e-3, 3e-3, 1e-2 and 3e-2; at least 500 steps.
+With the published views and steps it is `segmentation_dinov3`.
+
+Deviations: images are seen once, whole, as squares, without random crops, sizes and flips and without sliding
+windows, because features are extracted once; a step looks at 512 pixels of each image, not at all; no dropout, and no
+scale and shift in BatchNorm, which the convolution holds; the learning rate is chosen on held-out training images, of
+3e-4, the published 1e-3, 3e-3, 1e-2 and 3e-2; at least 500 steps.
 """
 
 from __future__ import annotations

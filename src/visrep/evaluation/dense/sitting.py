@@ -42,6 +42,8 @@ class DenseSitting:
     protocols: tuple[str, ...]
     image: int
     """side in pixels of the squares that encoders see"""
+    asked: int
+    """the side that was asked for, 0 for none"""
     read_out: ReadOut
     """what the encoder gives of each patch"""
     layers: tuple[int, ...]
@@ -88,7 +90,7 @@ class DenseSitting:
 
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of the last layer's patches, after the encoder was judged by tokens."""
-        found = next((r for r in self.minutes.results if "grid" in r.settings), None)
+        found = next((r for r in self.minutes.results if DENSE[r.protocol].reads == "tokens"), None)
         if found is None:
             return None
         rows, columns = str(found.settings["grid"]).split(" x ")
@@ -192,11 +194,11 @@ class DenseSitting:
             train = roles.fitted.side(_finite(who, encode(roles.fitted.base, layer)))
             _check_enough(name, train, test)
         ready = network().to(self.device).eval() if network and protocol.reads == "network" else None
-        how = (self.image, self.device, self.seed, self.progress, roles.crossed and protocol.fits)
+        how = (self.image, self.device, self.seed, self.progress, self.asked, roles.crossed and protocol.fits)
         exam = Exam(train, test, ready, layer, *how)
         grid = "{} x {}".format(*test.tokens.shape[1:3])
         return [
-            replace(measure, settings={**measure.settings, "grid": grid}) for measure in protocol.run(exam)
+            replace(measure, settings={"grid": grid, **measure.settings}) for measure in protocol.run(exam)
         ]
 
 

@@ -1,27 +1,29 @@
 """Video object propagation as a protocol: J, F and their mean, as the semi-supervised task of DAVIS.
 
-The masks of the first frame are carried to all later ones (see `propagation`). Each object of the first frame is scored
-in the frames after it but the last, which DAVIS leaves out too; its mean over frames counts as one value, whatever the
-length of the video. Frames are squashed to squares for the encoder; masks are compared at their own size. Intervals are
-bootstrap over videos.
+The masks of the first frame are carried to all later ones (see `propagation`). Each object of the first frame is
+scored in the frames after it but the last, which DAVIS leaves out too; its mean over frames counts as one value,
+whatever the length of the video. Masks are compared at their own size. Intervals are bootstrap over videos. Frames
+are squashed to squares for the encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from visrep.data.dense import nearest
 from visrep.evaluation.dense.boundaries import boundary_f, jaccard
 from visrep.evaluation.dense.exam import Exam
 from visrep.evaluation.dense.examples import video_example
 from visrep.evaluation.dense.intervals import interval
+from visrep.evaluation.dense.native import Shape
 from visrep.evaluation.dense.propagation import Propagation, carried, decided
 from visrep.evaluation.examples import Example, spread
 from visrep.evaluation.results import Inapplicable, Measure, Setting
@@ -56,27 +58,56 @@ class Video:
     """of the first mask in all frames"""
     frames: int
     """that were judged"""
+    size: Shape
+    """of the first mask"""
     example: Example
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Patch features of the frames of a video, in order."""
+
+    features: Iterator[Float[Tensor, "n d"]]
+    grid: tuple[int, int]
+    shape: Shape
+    """of the frames that the encoder sees"""
+
+
+Look = Callable[[Exam, Int64[np.ndarray, " t"]], Frames]
+"""at the frames of these rows"""
 
 
 def propagation(exam: Exam) -> list[Measure]:
     """J&F, J and F, with those of a first mask that never moves. Raises Inapplicable when there is no such video."""
-    settings = Propagation()
+    videos = judged(exam, squashed)
+    return measures_of("propagation", exam, videos, {"image": exam.image})
+
+
+def judged(exam: Exam, look: Look) -> list[Video]:
+    """Videos that are long enough and show an object in their first frame."""
     videos: list[Video] = []
     for rows in in_videos(exam.test.groups):
         truth = _truth(exam, rows)
         if len(rows) >= SHORTEST and truth[0].any():
             parts = PurePath(exam.test.source.key(int(exam.test.index[rows[0]]))).parts
-            masks = _propagated(exam, rows, truth, settings)
+            masks = _propagated(look(exam, rows), truth, exam.device)
             found = scores(masks, truth)
             still = scores([truth[0]] * len(rows), truth)
             name = "/".join(parts[1:-1]) or parts[0]
-            videos.append(Video(name, found, still, len(rows) - 2, _example(exam, rows, truth, masks)))
+            size = (truth[0].shape[0], truth[0].shape[1])
+            videos.append(Video(name, found, still, len(rows) - 2, size, _example(exam, rows, truth, masks)))
     if not videos:
         raise Inapplicable(
             f"propagation needs videos of {SHORTEST} frames or more with an object in the first; there is none."
         )
-    return _measures(exam, videos, settings)
+    return videos
+
+
+def squashed(exam: Exam, rows: Int64[np.ndarray, " t"]) -> Frames:
+    """Their tokens, of squares."""
+    tokens = exam.test.tokens[torch.from_numpy(rows)]
+    features = (frame.flatten(0, 1).to(exam.device).float() for frame in tokens)
+    return Frames(features, (tokens.shape[1], tokens.shape[2]), (exam.image, exam.image))
 
 
 def scores(predicted: Masks, truth: Masks) -> Scores:
@@ -104,17 +135,14 @@ def _truth(exam: Exam, rows: Int64[np.ndarray, " t"]) -> Masks:
     return found
 
 
-def _propagated(exam: Exam, rows: np.ndarray, truth: Masks, settings: Propagation) -> Masks:
+def _propagated(frames: Frames, truth: Masks, device: torch.device) -> Masks:
     """Masks of all frames, of which the first is the true one."""
-    tokens = exam.test.tokens[torch.from_numpy(rows)]
-    grid = (tokens.shape[1], tokens.shape[2])
     numbers = np.unique(np.append(truth[0], 0))  # 0 first: the background
-    small = np.searchsorted(numbers, nearest(truth[0], grid))
-    first = F.one_hot(torch.from_numpy(small).flatten(), len(numbers)).float().to(exam.device)
-    frames = (frame.flatten(0, 1).to(exam.device).float() for frame in tokens)
+    small = np.searchsorted(numbers, nearest(truth[0], frames.grid))
+    first = F.one_hot(torch.from_numpy(small).flatten(), len(numbers)).float().to(device)
     masks = [truth[0]]
-    for shares, true in zip(carried(frames, first, grid, settings), truth[1:], strict=True):
-        chosen = decided(shares, grid, (exam.image, exam.image)).cpu().numpy()
+    for shares, true in zip(carried(frames.features, first, frames.grid), truth[1:], strict=True):
+        chosen = decided(shares, frames.grid, frames.shape).cpu().numpy()
         masks.append(nearest(numbers[chosen], (true.shape[0], true.shape[1])))
     return masks
 
@@ -124,11 +152,13 @@ def _example(exam: Exam, rows: Int64[np.ndarray, " t"], truth: Masks, masks: Mas
     return video_example(exam.test, int(rows[0]), int(rows[-2]), truth[0], truth[-2], masks[-2])
 
 
-def _measures(exam: Exam, videos: list[Video], settings: Propagation) -> list[Measure]:
-    about: dict[str, Setting] = {**asdict(settings), "videos": len(videos), "image": exam.image}
+def measures_of(
+    protocol: str, exam: Exam, videos: list[Video], settings: dict[str, Setting]
+) -> list[Measure]:
+    about: dict[str, Setting] = {**asdict(Propagation()), "videos": len(videos), **settings}
     caution = ""
     if len(videos) < LISTED:
-        caution = f"propagation: {len(videos)} videos only, so its intervals say little about others"
+        caution = f"{protocol}: {len(videos)} videos only, so its intervals say little about others"
     frames = sum(video.frames for video in videos)
     measures: list[Measure] = []
     for metric in METRICS:
@@ -145,7 +175,7 @@ def _measures(exam: Exam, videos: list[Video], settings: Propagation) -> list[Me
         low, high = interval(values, groups, seed=exam.seed)
         measures.append(
             Measure(
-                "propagation", metric, float(values.mean()), low, high, {**about}, caution, n_test=frames,
+                protocol, metric, float(values.mean()), low, high, {**about}, caution, n_test=frames,
                 details=details,
             )
         )  # fmt: skip

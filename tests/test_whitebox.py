@@ -110,6 +110,7 @@ def test_a_single_head_is_not_projected_again() -> None:
 def test_crate_alpha_equals_the_official_network() -> None:
     gold, weights = official("alpha")
     alpha = converted(weights, heads=4)
+    assert isinstance(alpha.norm, torch.nn.LayerNorm)
     alpha.norm.eps = 1e-5  # that of the port's head; the training code has 1e-6 everywhere
     images = gold["images"].requires_grad_()
     out = logits(alpha, weights, images)

@@ -171,7 +171,8 @@ def test_finished_runs_are_kept_and_an_unfinished_one_is_resumed(
     assert {entry.effort.steps for entry in comparison.ranked if entry.effort} == {4}
     again = compared(tmp_path, "simclr", "mae")
     assert len(taken) == 8
-    assert again.to_json() == comparison.to_json()
+    found, before = ({**one.to_json(), "made": []} for one in (again, comparison))  # it took other seconds
+    assert found == before
     with pytest.raises(
         ValueError, match=r"simclr already holds a run under other terms \(budget.amount was 64"
     ):

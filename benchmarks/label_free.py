@@ -30,7 +30,7 @@ from visrep.analysis.layers import Amount
 from visrep.analysis.measures.registry import MEASURES
 from visrep.comparison.worth import WITHIN
 from visrep.config import save_json
-from visrep.data import open_source, open_splits
+from visrep.data import Source, open_source, open_splits
 from visrep.rundir import RunFolder
 
 FEWEST = 5
@@ -106,7 +106,12 @@ def measure(folder: Path, settings: Settings) -> dict[str, float]:
     run = RunFolder(folder).about()["run"]
     source = open_source(open_splits(run["data"])[0], limit=run["limit"])
     amount = Amount(settings.images, settings.view_images, settings.views)
-    (layer,) = diagnose_encoder(load_encoder(folder), source, amount=amount).layers
+    return readings(folder, source, amount)
+
+
+def readings(encoder: Path, source: Source, amount: Amount) -> dict[str, float]:
+    """Every measure of an encoder's last layer that gives a number, by key."""
+    (layer,) = diagnose_encoder(load_encoder(encoder), source, amount=amount).layers
     return {key: reading.value for key, reading in layer.readings.items() if reading.value is not None}
 
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from scipy.stats import spearmanr
 
 import visrep
 from bookkeeping import RECORDS, command, commit, machine
-from visrep.analysis.diagnose import diagnose_encoder
+from label_free import readings, spearman
 from visrep.analysis.kept import kept_encoders
 from visrep.analysis.layers import Amount
 from visrep.analysis.measures.registry import MEASURES
@@ -98,9 +97,7 @@ def judged(asked: Selection, folder: Path, train: Source, test: Source) -> dict[
         (probe,) = (result for result in found.results if result.metric == "top-1")
         looked_at = open_source(asked.data, limit=asked.images)
         amount = Amount(asked.images, asked.view_images, VIEWS)
-        (layer,) = diagnose_encoder(visrep.load_encoder(folder), looked_at, amount=amount).layers
-        values = {key: reading.value for key, reading in layer.readings.items() if reading.value is not None}
-        save_json(file, {"linear": round(probe.value, 2)} | values)
+        save_json(file, {"linear": round(probe.value, 2)} | readings(folder, looked_at, amount))
     return json.loads(file.read_text())
 
 
@@ -112,9 +109,8 @@ def agreement(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
             continue
         linear = [row["linear"] for row in rows]
         order = [measure.best_first(row[measure.key]) for row in rows]
-        correlation: Any = spearmanr(order, linear)
         found[measure.key] = {
-            "spearman": round(-float(correlation.statistic), 3),
+            "spearman": round(-spearman(order, linear), 3),
             "behind": round(max(linear) - linear[order.index(min(order))], 2),
         }
     return found

@@ -138,7 +138,7 @@ def needles(n: int, seed: int) -> tuple[Tensor, Tensor]:
 def alone(tokens: Tensor, y: Tensor, number: int, schedule: Published, seed: int) -> DeepProbe:
     """One probe by torch's own optimiser, with the published steps written out."""
     probe = seeded(lambda: DeepProbe(8, 3, 8), (seed << 16) + number)
-    optimiser = torch.optim.AdamW(probe.parameters())
+    optimiser = torch.optim.AdamW(probe.parameters(), fused=True)
     n = len(tokens)
     each = math.ceil(n / schedule.batch_for(n))
     rng = torch.Generator().manual_seed(seed)

@@ -33,21 +33,22 @@ class LARS(torch.optim.Optimizer):
             for w in group["params"]:
                 if w.grad is None:
                     continue
-                update = w.grad
+                state = self.state[w]
+                if not state:
+                    state["momentum"] = torch.zeros_like(w)
+                momentum = state["momentum"].mul_(group["momentum"])
                 if group["decay"]:
-                    update = update + group["weight_decay"] * w
+                    update = w.grad.add(w, alpha=group["weight_decay"]) if group["weight_decay"] else w.grad
                     w_norm, update_norm = w.norm(), update.norm()
                     scale = torch.where(
                         (w_norm > 0) & (update_norm > 0),
                         group["trust"] * w_norm / update_norm,
                         torch.ones_like(w_norm),
                     )
-                    update = update * scale
-                state = self.state[w]
-                if not state:
-                    state["momentum"] = torch.zeros_like(w)
-                state["momentum"].mul_(group["momentum"]).add_(update)
-                w.add_(state["momentum"], alpha=-group["lr"])
+                    momentum.addcmul_(update, scale)
+                else:
+                    momentum.add_(w.grad)
+                w.add_(momentum, alpha=-group["lr"])
 
 
 def parameter_groups(

@@ -146,7 +146,7 @@ def _train(
     groups = [
         {"params": [*probe.parameters()], "lr": lr} for probe, lr in zip(probes.probes, lrs, strict=True)
     ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
     steps = epochs * math.ceil(n / batch)
     warm_up = max(1, steps // epochs)
     step = 0
@@ -157,7 +157,10 @@ def _train(
             cosine = (1 + math.cos(math.pi * step / (steps + 1))) / 2
             for group, lr in zip(optimiser.param_groups, lrs, strict=True):
                 group["lr"] = lr * min(1.0, step / warm_up) * cosine
-            losses = [F.cross_entropy(logits, targets[rows]) for logits in probes(tokens[rows].float())]
+            losses = [
+                F.cross_entropy(logits, targets[rows])
+                for logits in probes(tokens.index_select(0, rows).float())
+            ]
             optimiser.zero_grad()
             torch.stack(losses).sum().backward()
             optimiser.step()

@@ -91,12 +91,12 @@ def train_probes(
     n, _, d = tokens.shape
     probes = AttentiveProbes([fresh(d, k, seed) for _ in grid]).to(tokens.device).train()
     groups = [[*probe.parameters()] for probe in probes.probes]
-    optimiser = torch.optim.AdamW([{"params": group} for group in groups])
+    optimiser = torch.optim.AdamW([{"params": group} for group in groups], fused=True)
     for epoch, rows in batches(n, grid[0], torch.Generator().manual_seed(seed)):
         rows = rows.to(tokens.device)
         for schedule, group in zip(grid, optimiser.param_groups, strict=True):
             group["lr"], group["weight_decay"] = schedule.lr_at(epoch), schedule.weight_decay_at(epoch)
-        losses = [F.cross_entropy(logits, y[rows]) for logits in probes(tokens[rows].float())]
+        losses = [F.cross_entropy(logits, y[rows]) for logits in probes(tokens.index_select(0, rows).float())]
         optimiser.zero_grad()
         torch.stack(losses).sum().backward()
         for group in groups:

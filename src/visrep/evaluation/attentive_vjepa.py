@@ -85,7 +85,7 @@ def attentive_vjepa(
         {"params": matrices, "weight_decay": SCHEDULE.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW(groups, lr=SCHEDULE.lr)
+    optimiser = torch.optim.AdamW(groups, lr=SCHEDULE.lr, fused=True)
     train_probe(probe, train, targets, optimiser, SCHEDULE, torch.Generator().manual_seed(seed))
     settings = SCHEDULE.settings(n) | {"heads": heads}
     return [Prediction("attentive-vjepa", classes[predict(probe, test)], settings)]

@@ -177,12 +177,12 @@ def train_probes(
         .train()
         for number in grid
     ]
-    optimiser = torch.optim.AdamW([{"params": list(probe.parameters())} for probe in probes])
+    optimiser = torch.optim.AdamW([{"params": list(probe.parameters())} for probe in probes], fused=True)
     schedules = list(grid.values())
     steps = math.ceil(len(tokens) / schedules[0].batch_for(len(tokens)))
     for epoch, rows in batches(len(tokens), schedules[0], torch.Generator().manual_seed(seed)):
         rows = rows.to(tokens.device)
-        x, wanted = tokens[rows].float(), y[rows]
+        x, wanted = tokens.index_select(0, rows).float(), y[rows]
         now = epoch + 1 / steps  # the official schedules move before the step
         optimiser.zero_grad()
         for probe, schedule, group in zip(probes, schedules, optimiser.param_groups, strict=True):

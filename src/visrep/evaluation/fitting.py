@@ -147,7 +147,9 @@ class Fit:
             torch.manual_seed(self.seed)  # of the classifier and of drop path
             network = Classifier(trainable(self.encoder, recipe), len(self.classes), recipe.norm)
             network.to(self.device).train()
-            optimiser = torch.optim.AdamW(parameter_groups(network, recipe.weight_decay, layer_decay))
+            optimiser = torch.optim.AdamW(
+                parameter_groups(network, recipe.weight_decay, layer_decay), fused=True
+            )
             for step, canvases in enumerate(steps):
                 rng = torch.Generator(self.device).manual_seed((self.seed << 32) + step)
                 at = At(step, total, total, rng)  # the whole is one epoch: the warm-up is a share of it

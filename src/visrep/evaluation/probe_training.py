@@ -144,7 +144,7 @@ def training(
             group["lr"] = schedule.lr_at(epoch)
         for group in decaying:
             group["weight_decay"] = schedule.weight_decay_at(epoch)
-        loss = F.cross_entropy(probe(x[rows].float()), y[rows])
+        loss = F.cross_entropy(probe(x.index_select(0, rows).float()), y[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -150,7 +150,7 @@ def train_decoder(
         raise ValueError(f"steps={steps}: a decoder needs at least 1 step of training, say 400.")
     total = min(steps, PASSES * math.ceil(n / BATCH))
     decoder = seeded(lambda: Decoder(maps, images), seed).to(device)
-    optimiser = torch.optim.AdamW(decoder.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    optimiser = torch.optim.AdamW(decoder.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     rng = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(n, generator=rng) for _ in range(math.ceil(total * BATCH / n))])
     decoder.train()

@@ -89,7 +89,7 @@ def train_head(
     """Minimise ``loss`` over views of the training images; then evaluation mode. The encoder does not change."""
     assert exam.network is not None, "views are seen by the network"
     head.to(exam.device).train()
-    optimiser = torch.optim.AdamW(head.parameters(), weight_decay=training.weight_decay)
+    optimiser = torch.optim.AdamW(head.parameters(), weight_decay=training.weight_decay, fused=True)
     batches = views(len(exam.train), draw, torch.Generator().manual_seed(exam.seed))
     for step, (pixels, answers) in zip(within(range(steps), "steps"), batches, strict=False):
         seen = padded(pixels.to(exam.device), exam.network.stride, centre=True)

@@ -120,7 +120,9 @@ def train_heads(
     heads.to(device).train()
     rng = torch.Generator().manual_seed(seed)
     groups = [{"params": part, "peak": rate} for part, rate in zip(heads.parts(), rates, strict=True)]
-    optimiser = torch.optim.AdamW(groups, betas=schedule.betas, weight_decay=schedule.weight_decay)
+    optimiser = torch.optim.AdamW(
+        groups, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True
+    )
     size, flat = side.size, answers.flatten(1)
     for step, rows in zip(within(range(steps), "steps"), _batches(len(side), rng), strict=False):
         place = torch.randint(size * size, (len(rows), PIXELS), generator=rng)

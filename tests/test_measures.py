@@ -212,6 +212,8 @@ def test_too_few_images_get_a_caution_and_no_number(known: Measure) -> None:
 
 def test_what_cannot_be_measured_is_said() -> None:
     assert LIDAR.read(Sample(torch.randn(9, 3))) == Reading(None, 0, "not measured: there are no views.")
+    (pairs,) = [known for known in MEASURES if known.needs == "pair"]
+    assert pairs.read(Sample(torch.randn(9, 3))).caution == "not measured: there are no pairs of views."
     assert "11 and on" in ALPHA_REQ.read(Sample(torch.randn(100, 8))).caution
     assert "too few" in measure("intrinsic-dimension").read(Sample(torch.randn(50, 3))).caution
     assert "1 different vectors" in measure("intrinsic-dimension").read(Sample(torch.ones(200, 3))).caution

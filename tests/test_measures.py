@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from conformance import Case, moment, views
 from visrep.analysis.measures.base import Measure, Reading, Sample
 from visrep.analysis.measures.clusters import clid, cluster_learnability
 from visrep.analysis.measures.coding import coding_rate
@@ -176,6 +177,18 @@ def test_prototypes_in_use() -> None:
     assert (prototype_entropy(even), code_entropy(even)) == pytest.approx((1, 1))
     with pytest.raises(ValueError, match="sum to 1"):
         prototype_use(torch.ones(3, 4))
+
+
+def test_what_a_method_logs_of_its_prototypes_is_the_measure() -> None:
+    case, at = Case("dino"), moment()
+    method, batch = cast(Any, case.build()), views(case)
+    logged = method.loss(batch, at).monitor
+    codes = case.module.targets(method.teacher(batch.crops[:1]), method.center, method.cfg.tau_teacher(at))
+    measured = [known for known in MEASURES if known.key in logged]
+    assert [known.key for known in measured] == ["prototype_use", "prototype_entropy"]
+    for known in measured:
+        assert float(logged[known.key]) == pytest.approx(known.of(codes.flatten(0, 1)), rel=1e-5)
+    assert float(logged["teacher_entropy"]) == pytest.approx(code_entropy(codes.flatten(0, 1)), rel=1e-5)
 
 
 def sample(n: int = 400, d: int = 16) -> Sample:

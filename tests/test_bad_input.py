@@ -117,13 +117,34 @@ def test_one_image_a_class_to_fit_on(protocol: str, test: Source | None) -> None
         judged(vit(), images([0, 1, 2]), test, protocol)
 
 
+def test_a_single_folder_is_a_class_to_judge_and_none_to_fit_on(tmp_path: Path) -> None:
+    """Of two classes one is missing in test: folders that stand alone bring no labels of their own."""
+    train, test = images([0, 1] * 6), images([1] * 5, seed=1)
+    for part, source, names in (("train", train, "ab"), ("test", test, "ab"), ("others", test, "cd")):
+        assert source.labels is not None
+        for index, label in enumerate(source.labels):
+            place = tmp_path / part / names[label] / f"{index}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(source.read(index))).save(place)
+    train, test, others = (open_source(tmp_path / part) for part in ("train", "test", "others"))
+    found = judged(colours(1.0), train, test, "linear")
+    assert found.results[0].value == 100 and found.results[0].n_test == 5
+    assert any(said.startswith("'a' of ") and "no test image" in said for said in found.warnings)
+    with pytest.raises(
+        ValueError, match=r"others has no labels \(all lie in one folder, 'd', and classes are"
+    ):
+        judged(colours(1.0), train, others, "linear")
+    with pytest.raises(ValueError, match=r"test has no labels \(all lie in one folder, 'b'"):
+        judged(colours(1.0), test, None, "linear")
+
+
 def test_one_image_a_class_where_nothing_is_held_out() -> None:
     asked = ("k-nn", *HOLD_NOTHING_OUT[1:-1], "kmeans")
-    found = {
-        r.protocol: r for r in judged(colours(1.0), images([0, 1, 2]), images([0, 1, 2] * 4), *asked).results
-    }
+    sheet = judged(colours(1.0), images([0, 1, 2]), images([0, 1, 2] * 4), *asked)
+    found = {result.protocol: result for result in sheet.results}
     assert set(found) == {*HOLD_NOTHING_OUT}
     assert found["knn-loo"].value == 0 == found["knn-loo"].ci_high  # none is among the others
+    assert any("knn-loo: 3 classes have one image" in said for said in sheet.warnings)
     right = {name: found[name].value for name in ("knn", "knn:1")}
     assert right == {"knn": 100, "knn:1": 100}
     with pytest.raises(ValueError, match=r"knn, retrieval or clustering, which hold nothing out"):
@@ -246,6 +267,10 @@ def test_masks_of_one_class_and_of_another_size(tmp_path: Path) -> None:
         Inapplicable, match="at least 2 classes in the masks of the training images; only 'red'"
     ):
         evaluate(vit(), *dense_splits(folder), protocols=("segmentation",), baselines=False)
+    with pytest.raises(
+        Inapplicable, match=r"no protocol can be judged\.(\n- .*)*\n- segmentation needs at least 2"
+    ):
+        evaluate(vit(), *dense_splits(folder), protocols=("all",), baselines=False)
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(folder / "masks/train/0.png")
     with pytest.raises(
         ValueError, match=r"masks/train/0.png is 7 x 9 pixels .* 30 x 20\..*resize one of them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
 from test_explain import SECTIONS
+from visrep.analysis.health import State
 from visrep.analysis.inside.attention import patch_likeness
 from visrep.analysis.measures.clusters import clid, cluster_learnability
 from visrep.analysis.measures.intrinsic import two_nn
@@ -23,7 +25,9 @@ from visrep.analysis.measures.registry import MEASURES
 from visrep.analysis.pictures import token_colours
 from visrep.analysis.similarity.registry import SIMILARITIES
 from visrep.analysis.spectra import alignment, feature_std, uniformity
-from visrep.evaluation.protocols import ORDER
+from visrep.cli.evaluate import evaluate
+from visrep.evaluation import protocols
+from visrep.evaluation.protocols import COPIES, KNOWN_AS, ORDER, check_protocols
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -40,13 +44,39 @@ def rows(page: str, after: str = "") -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+FEW = "knn:5"
+"""stands for kNN with few labels, which is asked for by a number"""
+
+
+def test_every_registered_protocol_can_be_asked_for() -> None:
+    constants = [value for name, value in vars(protocols).items() if name.isupper()]
+    tables = [value for value in constants if isinstance(value, dict) and value is not KNOWN_AS]
+    assert {COPIES}.union(*tables) == set(ORDER) and len(ORDER) == len(set(ORDER)), "forgotten in ORDER"
+    check_protocols((*ORDER, FEW))
+
+
 def test_every_protocol_has_a_row() -> None:
-    said = {row[0].strip("`"): row[-1] for row in rows("protocols.md") if re.fullmatch(r"`[^`]+`", row[0])}
-    assert not set(ORDER) - said.keys(), "without a row in docs/protocols.md"
-    vague = {name: said[name] for name in ORDER if not re.search(HOW_WELL, said[name])}
+    named = [(re.findall(r"`([^`]+)`", row[0]), row[-1]) for row in rows("protocols.md")]
+    said = {name: last for names, last in named for name in names}
+    assert not {*ORDER, FEW} - said.keys(), "without a row in docs/protocols.md"
+    vague = {name: said[name] for name in (*ORDER, FEW) if not re.search(HOW_WELL, said[name])}
     assert not vague, (
         "checked against what, and how nearly equal? A number, or 'the same', or 'equal' says it"
     )
+
+
+def test_the_help_names_every_protocol() -> None:
+    """Those with @paper by what stands before it."""
+    said = set(re.findall(r"[a-z0-9@:-]+", (evaluate.__doc__ or "").partition("protocols:")[2]))
+    paper = (evaluate.__doc__ or "").partition("@paper")[2]
+    for name in (*ORDER, FEW):
+        protocol = name.removesuffix("@paper")
+        assert protocol in said, f"visrep evaluate --help does not name {name}"
+        assert not name.endswith("@paper") or protocol in paper.partition(". ")[0], name
+
+
+def test_every_verdict_of_the_doctor_has_a_row() -> None:
+    assert {row[0] for row in rows("diagnostics.md", "## The doctor")} == {"finding", *get_args(State)}
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,22 @@ def test_records_are_sheets_and_old_versions_are_not_beside_new_ones(tmp_path: P
     assert sum(line.strip().startswith(("linear", "knn", "retrieval", "shifts")) for line in lines) >= 8
 
 
+def test_public_networks_rank_above_small_encoders_of_our_own() -> None:
+    """On record, in Imagenette's linear probe, intervals apart: anything else would be a fault of the judge."""
+    records = Path(__file__).parents[1] / "records"
+    ends: dict[str, tuple[float, float]] = {}
+    for file in (records / "sheets").glob("*-imagenette128.json"):
+        linear = [r for r in json.loads(file.read_text())["results"] if r["protocol"] == "linear"]
+        (of_encoder,) = [r for r in linear if r["encoder"] == "trained"]
+        ends[file.stem.removesuffix("-imagenette128")] = of_encoder["ci_low"], of_encoder["ci_high"]
+    public = [ends.pop(name)[0] for name in ("efficientnet_lite0", "mobilenet_v2")]
+    own = [high for _, high in ends.values()]
+    for file in records.glob("*-imagenette.json"):
+        summary = json.loads(file.read_text())["summary"]
+        own += [row["trained"]["mean"] for row in summary if row["protocol"] == "linear"]
+    assert len(own) >= 4 and min(public) > max(own)
+
+
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Grows by one with every pass of an encoder; public ones are ``pip:a`` and ``pip:b``, with their own cache."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from conformance import Case, moment, views
 from visrep.analysis.measures.base import Measure, Reading, Sample
 from visrep.analysis.measures.clusters import clid, cluster_learnability
 from visrep.analysis.measures.coding import coding_rate
@@ -178,6 +179,18 @@ def test_prototypes_in_use() -> None:
         prototype_use(torch.ones(3, 4))
 
 
+def test_what_a_method_logs_of_its_prototypes_is_the_measure() -> None:
+    case, at = Case("dino"), moment()
+    method, batch = cast(Any, case.build()), views(case)
+    logged = method.loss(batch, at).monitor
+    codes = case.module.targets(method.teacher(batch.crops[:1]), method.center, method.cfg.tau_teacher(at))
+    measured = [known for known in MEASURES if known.key in logged]
+    assert [known.key for known in measured] == ["prototype_use", "prototype_entropy"]
+    for known in measured:
+        assert float(logged[known.key]) == pytest.approx(known.of(codes.flatten(0, 1)), rel=1e-5)
+    assert float(logged["teacher_entropy"]) == pytest.approx(code_entropy(codes.flatten(0, 1)), rel=1e-5)
+
+
 def sample(n: int = 400, d: int = 16) -> Sample:
     rng = torch.Generator().manual_seed(0)
     scales = torch.arange(1, d + 1) ** -0.5
@@ -212,6 +225,8 @@ def test_too_few_images_get_a_caution_and_no_number(known: Measure) -> None:
 
 def test_what_cannot_be_measured_is_said() -> None:
     assert LIDAR.read(Sample(torch.randn(9, 3))) == Reading(None, 0, "not measured: there are no views.")
+    (pairs,) = [known for known in MEASURES if known.needs == "pair"]
+    assert pairs.read(Sample(torch.randn(9, 3))).caution == "not measured: there are no pairs of views."
     assert "11 and on" in ALPHA_REQ.read(Sample(torch.randn(100, 8))).caution
     assert "too few" in measure("intrinsic-dimension").read(Sample(torch.randn(50, 3))).caution
     assert "1 different vectors" in measure("intrinsic-dimension").read(Sample(torch.ones(200, 3))).caution

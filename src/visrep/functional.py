@@ -97,6 +97,12 @@ def entropy(probabilities: Float[Tensor, "*any k"]) -> Float[Tensor, "*any"]:
     return torch.special.entr(probabilities).sum(-1)
 
 
+def share_in_use(codes: Float[Tensor, "*any k"]) -> Float[Tensor, ""]:
+    """Share of the k entries that are the largest one of some row, 1/k to 1; at most n/k of n rows."""
+    largest = codes.argmax(-1).flatten()
+    return codes.new_zeros(codes.shape[-1]).index_fill(0, largest, 1.0).mean()
+
+
 def coding_rate(z: Float[Tensor, "*any m d"], eps: float) -> Float[Tensor, "*any"]:
     """Nats to code one of the m rows up to a squared error of eps: log det(I + d / (m eps) z' z) / 2.
 

@@ -17,7 +17,7 @@ from visrep.data.source import Source
 from visrep.encoders import applied_to
 from visrep.method import Encoder
 
-LOGGED = ("prototype_entropy", "patch_prototype_entropy", "teacher_entropy", "code_entropy")
+LOGGED = ("prototype_use", "prototype_entropy", "patch_prototype_entropy", "teacher_entropy", "code_entropy")
 """what methods with prototypes log of their use, each divided by log k"""
 
 

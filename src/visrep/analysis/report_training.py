@@ -22,6 +22,7 @@ GUIDE = {
     "alignment": "Alignment: distance between two views of one image. Low is good while the spread holds.",
     "teacher_entropy": "Teacher entropy: 1 is undecided, 0 is one prototype each. Staying at an end is bad.",
     "prototype_entropy": "Prototypes in use: 1 when all are used equally, 0 when all images share one.",
+    "prototype_use": "Share of the prototypes that are the likeliest one of some crop of a batch.",
     "teacher_student_kl": "Student against teacher, nats: near 0 there is nothing left to learn.",
     "grad_norm": "Gradient norm: before clipping.",
 }

@@ -26,7 +26,7 @@ from visrep.evaluation.dense.opening import open_for
 from visrep.evaluation.effort import Effort, duration, effort
 from visrep.evaluation.evaluate import Evaluation, by_kind
 from visrep.evaluation.feature_cache import features_folder
-from visrep.evaluation.labels import check_classes, labels_of
+from visrep.evaluation.labels import check_classes, labels_of, numbered_as
 from visrep.evaluation.protocols import check_protocols, full_names, least_images, without_all
 from visrep.evaluation.sheet import save_sheet
 from visrep.evaluation.standings import Comparison
@@ -179,7 +179,7 @@ def _check_labels(
     try:
         check_classes(train, labels_of(train), 2 if test is None else least)
         if test is not None:
-            labels_of(test)
+            numbered_as(train, test)
     except ValueError as error:
         raise ValueError(f"{error} Or compare without labels: --no-labels.") from error
     told = [c.name for c in candidates if c.data == judged and c.learns_from_labels]

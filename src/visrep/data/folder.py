@@ -35,6 +35,7 @@ class Folder(Source):
         self.files = files
         self.name = str(root)
         self.labels, self.classes = class_folders(files)
+        self.only_folder = only_folder(files)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -125,13 +126,22 @@ def census(files: list[str]) -> str:
 
 def class_folders(files: list[str]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Labels and class names from relative paths, or (None, None)."""
-    folders = [file.split("/")[:-1] for file in files]
-    level = 1 if all(parts and split_of(parts[0]) for parts in folders) else 0
-    if any(len(parts) <= level for parts in folders):
-        return None, None
-    names = [parts[level] for parts in folders]
+    names = _folders(files)
     classes = sorted(set(names), key=lambda name: (natural(name), name))
     if len(classes) < 2:
         return None, None
     number = {name: k for k, name in enumerate(classes)}
     return np.array([number[name] for name in names], dtype=np.int64), tuple(classes)
+
+
+def only_folder(files: list[str]) -> str:
+    """The folder that all files lie in, which may be meant as a class but makes no labels; "" otherwise."""
+    names = set(_folders(files))
+    return names.pop() if len(names) == 1 else ""
+
+
+def _folders(files: list[str]) -> list[str]:
+    """The folder of each file that would be its class; none at all where a file lies in none."""
+    folders = [file.split("/")[:-1] for file in files]
+    level = 1 if all(parts and split_of(parts[0]) for parts in folders) else 0
+    return [] if any(len(parts) <= level for parts in folders) else [parts[level] for parts in folders]

@@ -34,6 +34,8 @@ class Source(ABC):
     """int64 [n]: the video of each clip, where several are of one; they are alike, so a split keeps them together"""
     notes: tuple[str, ...] = ()
     """what a user should know about the data, such as images left out"""
+    only_folder: str = ""
+    """the one that all images lie in, where classes are folders and a single one makes no labels; else empty"""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -62,7 +64,7 @@ class Subset(Source):
         self.classes = source.classes
         self.frames, self.per_video = source.frames, source.per_video
         self.groups = None if source.groups is None else source.groups[self.indices]
-        self.notes = source.notes
+        self.notes, self.only_folder = source.notes, source.only_folder
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -10,7 +10,7 @@ import numpy as np
 
 from visrep.data.decode import Raw
 from visrep.data.film import need_pyav, read_film
-from visrep.data.folder import class_folders, is_image, natural
+from visrep.data.folder import class_folders, is_image, natural, only_folder
 from visrep.data.source import Source, stamp_of
 
 SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .3gp".split())
@@ -48,6 +48,7 @@ class Clips(Source):
             raise ValueError(f"no videos in {root}: neither video files nor folders of frames.")
         self.names = list(self.videos)
         labels, self.classes = class_folders(self.names)
+        self.only_folder = only_folder(self.names)
         self.labels = None if labels is None else labels.repeat(clips)
         self.groups = np.arange(len(self.names)).repeat(clips) if clips > 1 else None
 

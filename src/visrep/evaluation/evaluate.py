@@ -136,7 +136,7 @@ def evaluate(
     found = _beside(labelled, masked) if labelled and masked else labelled or masked
     assert found is not None  # `check_protocols` wants a protocol
     if not found.results:
-        raise Inapplicable(next(iter(found.unjudged.values())))
+        raise Inapplicable(_why_none(found.unjudged))
     unjudged = {name: reason for name, reason in found.unjudged.items() if name in protocols}
     notes = [*found.notes, *journal.notes, *([] if ALL in protocols else ignored)]
     return replace(found, notes=notes, unjudged=unjudged)
@@ -227,6 +227,12 @@ def _beside(labelled: Evaluation, masked: Evaluation) -> Evaluation:
         masked.pictures,
         unjudged={**labelled.unjudged, **masked.unjudged},
     )
+
+
+def _why_none(unjudged: dict[str, str]) -> str:
+    """Each reason once: the first may be of a protocol that nobody had in mind."""
+    reasons = list(dict.fromkeys(unjudged.values()))
+    return reasons[0] if len(reasons) == 1 else "\n- ".join(["no protocol can be judged.", *reasons])
 
 
 def _dense(source: Source) -> DenseSource:

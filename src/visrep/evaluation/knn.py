@@ -80,4 +80,17 @@ def knn_leave_one_out(
     The image itself is left out, not the nearest neighbour: these differ where there are copies.
     """
     answers = knn(train, labels, train, seed=seed, ks=ks, without_itself=True)
-    return [replace(answer, protocol="knn-loo", n_train=len(train) - 1, of_train=True) for answer in answers]
+    alone = int((labels.unique(return_counts=True)[1] == 1).sum())
+    said = (
+        f"knn-loo: {alone} classes have one image, which no other of its class can find: it counts as wrong."
+    )
+    return [
+        replace(
+            answer,
+            protocol="knn-loo",
+            n_train=len(train) - 1,
+            of_train=True,
+            caution=" ".join(filter(None, [answer.caution, said if alone else ""])),
+        )
+        for answer in answers
+    ]

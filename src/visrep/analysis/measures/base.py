@@ -83,7 +83,8 @@ class Measure:
         """The number with its caution; without a number where that would mislead."""
         material = _material(sample, self.needs)
         if material is None:
-            return Reading(None, 0, f"not measured: there are no {self.needs}.")
+            needed = "pairs of views" if self.needs == "pair" else self.needs
+            return Reading(None, 0, f"not measured: there are no {needed}.")
         n, d = len(material), material.shape[-1]
         if n < self.least:
             return Reading(None, n, f"not shown: {n} images are too few, use {self.least} or more.")

@@ -8,15 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from visrep.analysis.measures.base import Measure
-from visrep.functional import entropy
+from visrep.functional import entropy, share_in_use
 
 
 def prototype_use(codes: Float[Tensor, "n k"]) -> float:
     """Share of the k prototypes that are the most likely one of some image, 1/k to 1.
 
-    At most n / k with n images. Raises ValueError unless the rows are probabilities.
+    At most n / k with n images. What DINO, iBOT, SwAV and others log while training under this name, there over the
+    global crops of a batch. Raises ValueError unless the rows are probabilities.
     """
-    return len(_checked(codes).argmax(1).unique()) / codes.shape[1]
+    return float(share_in_use(_checked(codes)))
 
 
 def prototype_entropy(codes: Float[Tensor, "n k"]) -> float:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from visrep.config import Optim, Run
 from visrep.distributed import rank, world
 from visrep.encoders import NAMED, EncoderConfig, ResNet
-from visrep.functional import dino_loss, entropy, feature_std, widen
+from visrep.functional import dino_loss, entropy, feature_std, share_in_use, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import projection
 from visrep.nn.queue import Queue
@@ -106,6 +106,7 @@ class SwAV(Method):
         monitor = {
             "pretext_accuracy": (p.argmax(-1) == q.flip(0).argmax(-1)).float().mean(),
             "code_entropy": entropy(q).mean() / log_k,  # 1: every code uniform
+            "prototype_use": share_in_use(p),  # 1: each is the likeliest one of some crop of the batch
             "prototype_entropy": entropy(p.mean((0, 1))) / log_k,  # 0: one prototype for all images
             "feature_std": feature_std(features[: 2 * len(batch)]),
         }

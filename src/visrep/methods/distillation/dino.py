@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from visrep.config import Optim, Run
 from visrep.distributed import mean_over_ranks
 from visrep.encoders import NAMED, EncoderConfig, ViT
-from visrep.functional import dino_loss, entropy, widen
+from visrep.functional import dino_loss, entropy, share_in_use, widen
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import PrototypeHead
 from visrep.nn.teacher import Teacher
@@ -105,6 +105,7 @@ class DINO(Method):
         log_k = math.log(self.cfg.prototypes)
         monitor = {
             "teacher_entropy": spread / log_k,  # 1: every code uniform
+            "prototype_use": share_in_use(p),  # 1: each is the likeliest one of some crop of the batch
             "prototype_entropy": entropy(p.mean((0, 1))) / log_k,  # 0: one prototype for all images
             "teacher_student_kl": loss.detach() - spread,
         }

@@ -31,7 +31,7 @@ from visrep.distributed import gather, rank, sum_over_ranks
 from visrep.encoders import ViT, ViTLike
 from visrep.encoders.checks import check_choice
 from visrep.encoders.layer_decay import layer_decay
-from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, widen
+from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, share_in_use, widen
 from visrep.masking import check_ratios
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import PrototypeHead
@@ -130,6 +130,7 @@ class DINOv2(Method):
         log_k = math.log(cfg.prototypes)
         monitor = {
             "teacher_entropy": entropy(p).mean() / log_k,  # 1: every code uniform
+            "prototype_use": share_in_use(p),  # 1: each is the likeliest one of some crop of the batch
             "prototype_entropy": entropy(p.mean((0, 1))) / log_k,  # 0: one prototype for all images
             "patch_prototype_entropy": entropy(p_patch.mean(0)) / log_k,
             "feature_std": feature_std(z[0]),

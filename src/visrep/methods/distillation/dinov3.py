@@ -32,7 +32,7 @@ from visrep.config import Optim, Run
 from visrep.distributed import gather, rank
 from visrep.encoders import ViT, ViTLike
 from visrep.encoders.layer_decay import layer_decay
-from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, widen
+from visrep.functional import dino_loss, entropy, feature_std, koleo, masked_patch_loss, share_in_use, widen
 from visrep.masking import check_ratios
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import PrototypeHead
@@ -134,6 +134,7 @@ class DINOv3(Method):
         log_k, log_k_patch = (math.log(k) for k in cfg.prototypes)
         monitor = {
             "teacher_entropy": entropy(p).mean() / log_k,  # 1: every code uniform
+            "prototype_use": share_in_use(p),  # 1: each is the likeliest one of some crop of the batch
             "prototype_entropy": entropy(p.mean((0, 1))) / log_k,  # 0: one prototype for all images
             "patch_prototype_entropy": entropy(p_patch.mean(0)) / log_k_patch,
             "feature_std": feature_std(z[0]),

@@ -28,7 +28,7 @@ from visrep.config import Optim, Run
 from visrep.distributed import mean_over_ranks
 from visrep.encoders import ViT, ViTLike
 from visrep.encoders.checks import check_choice
-from visrep.functional import dino_loss, entropy, masked_patch_loss
+from visrep.functional import dino_loss, entropy, masked_patch_loss, share_in_use
 from visrep.masking import ATTEMPTS, block_mask, check_ratios, exact_mask
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.heads import PrototypeHead
@@ -122,6 +122,7 @@ class IBOT(Method):
         log_k = math.log(cfg.prototypes)
         monitor = {
             "teacher_entropy": entropy(p).mean() / log_k,  # 1: every code uniform
+            "prototype_use": share_in_use(p),  # 1: each is the likeliest one of some crop of the batch
             "prototype_entropy": entropy(p.mean((0, 1))) / log_k,  # 0: one prototype for all images
             "patch_prototype_entropy": entropy(p_patch.mean(0)) / log_k,
             "masked_share": hidden.to(t).mean(),

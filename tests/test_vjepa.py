@@ -124,7 +124,9 @@ def test_loss_and_gradients_are_the_official_ones(
         )
     ).double()
     for network, seed in ((method.backbone, 0), (method.teacher.module, 200)):
-        theirs = to_vjepa(drawn(gold, "encoder", seed) | {"pos_embed": sincos_3d((2, 4, 4), 36)[None]}, 3, shared)
+        theirs = to_vjepa(
+            drawn(gold, "encoder", seed) | {"pos_embed": sincos_3d((2, 4, 4), 36)[None]}, 3, shared
+        )
         network.load_state_dict(theirs.state_dict())
     weights = {our_name("predictor", name): x for name, x in drawn(gold, "predictor", 100).items()}
     token, other = weights.pop("predictor.mask_token"), weights.pop("predictor.mask_tokens.1")

@@ -5,8 +5,8 @@
 
 f, t: student and teacher, the teacher sees the whole clip; g: a narrow transformer told only where i lies; norm: layer
 norm without parameters, over the width. Blocks reach through all times: of one kind there are many short ones, of the
-other two long ones, and each hides their union. Bardes et al. 2024, arXiv:2404.08471; an encoder with ``rope`` makes it
-V-JEPA 2, whose predictor is rotary too, where V-JEPA's has sines: Assran et al. 2025, arXiv:2506.09985.
+other two long ones, and each hides their union. Bardes et al. 2024, arXiv:2404.08471; with ``rope`` it is V-JEPA 2,
+whose predictor is rotary too: Assran et al. 2025, arXiv:2506.09985.
 
 Verified against: transformers' VJEPA2Model, encoder, predictor and targets; the loss and all gradients of the official
 train steps of V-JEPA and V-JEPA 2, 1e-9; official masks of each kind, in distribution: how many patches they show and
@@ -36,7 +36,6 @@ from visrep.masking import block_size, place_blocks, through_time
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.blend import blended
 from visrep.nn.cut import cut_to_fewest
-from visrep.nn.positions_video import rotary_3d, sincos_3d
 from visrep.nn.predictor import Predictor
 from visrep.nn.teacher import Teacher
 from visrep.nn.transformer import xavier
@@ -52,20 +51,16 @@ SHOWN = 3  # clips in pictures
 class Config:
     encoder: VideoViT = VideoViT(width=1024, depth=24, heads=16, position="rope")
     views: OneView = OneView(CROP, frames=16)
-    n_blocks: tuple[int, ...] = (8, 2)
-    """blocks of each kind of mask; each kind costs a pass of the student"""
-    block_scale: tuple[float, ...] = (0.15, 0.7)
-    """share of the places in one block of each kind; take less of 0.7 on grids below 14 x 14"""
+    n_blocks: tuple[int, ...] = (8, 2)  # of each kind of mask; each kind costs a pass of the student
+    block_scale: tuple[float, ...] = (0.15, 0.7)  # share of the places in one; below 14 x 14 less than 0.7
     block_aspect: tuple[float, float] = (0.75, 1.5)  # height / width
     least_seen: float = 0.02  # share of the places that is seen in any case
     predictor_width: int = 384  # narrower than the encoder, or it does the encoder's work
     predictor_depth: int = 12
     predictor_heads: int = 12
     target_layers: int = 1  # of the teacher, the last ones; more than one as in data2vec (see `blended`)
-    loud: bool = False
-    """start linear layers as MAE does, not at a deviation of .02, which is too quiet for networks a hundred wide"""
-    teacher_decay: Schedule = Constant(0.99925)
-    """begin at 0.98 to 0.99 in runs of few steps, and let it rise to 1"""
+    loud: bool = False  # start linear layers as MAE does: .02 is too quiet for networks a hundred wide
+    teacher_decay: Schedule = Constant(0.99925)  # from 0.98 or 0.99 up to 1 in runs of few steps
 
 
 def targets(h: Float[Tensor, "b n d"], asked: Int[Tensor, "b q"]) -> Float[Tensor, "b q d"]:
@@ -75,8 +70,6 @@ def targets(h: Float[Tensor, "b n d"], asked: Int[Tensor, "b q"]) -> Float[Tenso
 
 @final
 class VJEPA(Method):
-    sines: Tensor | None
-    """the predictor's places "n e", or none (rope)"""
     captions: ClassVar[dict[str, str]] = {
         "predicted blocks": "Columns: the clip; then, for each kind of mask, what the encoder sees of it, and how like "
         "the teacher's features the prediction of each hidden place is, bright = alike."
@@ -91,8 +84,6 @@ class VJEPA(Method):
         self.backbone = e.build()
         width, depth, heads = cfg.predictor_width, cfg.predictor_depth, cfg.predictor_heads
         self.predictor = Predictor(e.width, width=width, depth=depth, heads=heads, kinds=len(cfg.n_blocks))
-        table = None if e.position == "rope" else sincos_3d(self.grid, width)
-        self.register_buffer("sines", table, persistent=False)
         if cfg.loud:
             self.apply(xavier)
         self.teacher = Teacher(self.backbone)
@@ -159,14 +150,8 @@ class VJEPA(Method):
 
     def _ask(self, context: Tensor, keep: Tensor, asked: Tensor, kind: int) -> Float[Tensor, "b q d"]:
         """What the predictor makes of the patches ``asked``, from tokens of the patches ``keep``."""
-        if self.sines is not None:
-            asked_at = self.sines[asked].unsqueeze(1)
-            return widen(self.predictor(context, self.sines[keep], asked_at, kind=kind)[:, 0])
-        channels = self.cfg.predictor_width // self.cfg.predictor_heads
-        dtype = torch.promote_types(context.dtype, torch.float32)
-        rotary = rotary_3d(self.grid, channels, device=context.device, dtype=dtype)
-        places = rotary.keep(torch.cat([keep, asked], dim=1))
-        return widen(self.predictor.at_rotary(context, places, kind=kind))
+        rotary = self.cfg.encoder.position == "rope"
+        return widen(self.predictor.of_clips(context, keep, asked, self.grid, rotary=rotary, kind=kind))
 
     def _mask(self, kind: int, b: int, at: At) -> tuple[Int[Tensor, "b m"], Int[Tensor, "b q"]]:
         """Patches that are seen and those that are asked for. Blocks' size is that of the step, places each clip's."""
@@ -250,7 +235,7 @@ def paper_v1() -> Run[Config]:
     encoder = VideoViT(width=1024, depth=24, heads=16, position="sincos")
     rate = Warmup(epochs=12, then=Cosine(6.25e-4, 1e-6), start=2e-4)
     optim = replace(_adamw(lr=rate), weight_decay=Cosine(0.04, 0.4), clip=10.0)
-    return Run(method=Config(encoder=encoder, teacher_decay=Line(0.998, 1.0)), optim=optim, epochs=90, batch=3072)
+    return replace(paper(), method=Config(encoder=encoder, teacher_decay=Line(0.998, 1.0)), optim=optim)
 
 
 def cooldown() -> Run[Config]:

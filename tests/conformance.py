@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from visrep.config import Run, from_json, to_json
 from visrep.data.playground import Playground
@@ -490,6 +491,31 @@ def with_noise(encoder: Encoder, images: Tensor, keep: Tensor) -> Tensor:
     _, t, _, h, w = clips.shape
     grid = clip_grid(t, h, w, tubelet, encoder.stride)
     return paste(patches.where(visible[..., None, None, None, None], noise), grid).view_as(images)
+
+
+class _Count(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def check_no_loop_over_images(case: Case) -> None:
+    """Masks, targets and loss of four times as many images take as many operations."""
+    method, counted = case.build(), []
+    for n in (4, 16):
+        batch = views(case, n=n)
+        with _Count() as count, torch.no_grad():
+            method.loss(batch, moment())
+        counted.append(count.operations)
+    assert counted[0] == counted[1], (
+        f"{counted[0]} operations for 4 images, {counted[1]} for 16: loop over none"
+    )
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from conformance import (
@@ -15,14 +16,22 @@ from conformance import (
     Case,
     Outcome,
     check_hidden_pixels,
+    check_no_loop_over_images,
     check_ranks,
     on_two_ranks,
 )
 from visrep.encoders.vit import VisionTransformer
+from visrep.masking import unit_mask
 from visrep.method import Tokens
 from visrep.methods import DEFAULTS, method_files, preset
+from visrep.methods.masked import simmim
 
 NAMES = tuple(method_files())
+HIDING = (
+    *(name for name, file in method_files().items() if file.parent.name in ("masked", "predictive")),
+    *("ibot", "dinov2", "dinov3", "simdinov2"),
+)
+"""methods that hide patches, and two that are beside them"""
 
 TOY = '''
 """Toy: views of one image should be alike, and of others not. arXiv:0000.00000."""
@@ -175,6 +184,20 @@ def test_hidden_pixels_that_are_seen_are_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(VisionTransformer, "forward", leaking)
     with pytest.raises(AssertionError, match="hidden pixels reach the patches"):
         check_hidden_pixels(Case("mae"))
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_masks_and_losses_do_not_loop_over_images(name: str) -> None:
+    check_no_loop_over_images(Case(name))
+
+
+def test_a_loop_over_images_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_by_one(noise: Tensor, ratio: float, scale: int) -> Tensor:
+        return torch.cat([unit_mask(row[None], ratio, scale) for row in noise])
+
+    monkeypatch.setattr(simmim, "unit_mask", one_by_one)
+    with pytest.raises(AssertionError, match="for 16: loop over none"):
+        check_no_loop_over_images(Case("simmim"))
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -114,7 +114,8 @@ def stage(at: At, n: int) -> At:
     epochs = at.total / at.steps_per_epoch
     if not 1 <= n <= max(1, epochs):
         raise ValueError(
-            f"{n} stages need {n} epochs or more and the run has {epochs:.3g}. Use 1 or more, or train longer."
+            f"{n} stages need {n} epochs or more and the run has {epochs:.3g}. Use fewer stages (1 at least) or give "
+            f"--epochs {max(1, n)}."
         )
     starts = [round(i * epochs / n) * at.steps_per_epoch for i in range(n)]
     i = bisect_right(starts, at.step) - 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from visrep.nn.positions import Rotary
+from visrep.nn.positions_video import Grid, rotary_3d, sincos_3d
 from visrep.nn.transformer import Block, linear
 
 
@@ -23,6 +25,7 @@ class Predictor(nn.Module):
 
     def __init__(self, n_in: int, *, width: int, depth: int, heads: int, kinds: int = 1) -> None:
         super().__init__()
+        self.width, self.heads = width, heads
         self.embed = linear(n_in, width)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(kinds, 1, 1, width), std=0.02))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
@@ -49,10 +52,22 @@ class Predictor(nn.Module):
             x = block(x, rotary)
         return self.project(self.norm(x[:, -q:])).unflatten(0, (-1, k))
 
-    def at_rotary(
-        self, context: Float[Tensor, "b m d"], rotary: Rotary, *, kind: int = 0
+    def of_clips(
+        self,
+        context: Float[Tensor, "b m d"],
+        keep: Int[Tensor, "b m"],
+        asked: Int[Tensor, "b q"],
+        grid: Grid,
+        *,
+        rotary: bool,
+        kind: int = 0,
     ) -> Float[Tensor, "b q d"]:
-        """Predict one set of q tokens where places are rotary alone: those of the context, then of what is asked."""
-        b, m = context.shape[:2]
-        nowhere = context.new_zeros(()).expand(b, 1, rotary.sin.shape[-2] - m, len(self.norm.weight))
-        return self(context, nowhere[:, 0, :1].expand(-1, m, -1), nowhere, rotary=rotary, kind=kind)[:, 0]
+        """Predict one set of q patches of clips, told where these lie in the grid by angles or by a table of sines."""
+        dtype = torch.promote_types(context.dtype, torch.float32)
+        if not rotary:
+            table = sincos_3d(grid, self.width).to(context.device, dtype)
+            return self(context, table[keep], table[asked].unsqueeze(1), kind=kind)[:, 0]
+        nowhere = context.new_zeros(math.prod(grid), self.width)
+        angles = rotary_3d(grid, self.width // self.heads, device=context.device, dtype=dtype)
+        angles = angles.keep(torch.cat([keep, asked], dim=1))
+        return self(context, nowhere[keep], nowhere[asked].unsqueeze(1), rotary=angles, kind=kind)[:, 0]

@@ -5,15 +5,15 @@
 
 f, t: student and teacher, the teacher sees the whole clip; g: a narrow transformer told only where i lies; norm: layer
 norm without parameters, over the width. Blocks reach through all times: of one kind there are many short ones, of the
-other two long ones, and each hides their union. Bardes et al. 2024, arXiv:2404.08471, in the form of V-JEPA 2, with
-rotary positions: Assran et al. 2025, arXiv:2506.09985.
+other two long ones, and each hides their union. Bardes et al. 2024, arXiv:2404.08471; with ``rope`` it is V-JEPA 2,
+whose predictor is rotary too: Assran et al. 2025, arXiv:2506.09985.
 
-Verified against: transformers' VJEPA2Model, encoder, predictor and targets, and the loss and all gradients of the
-official train step of V-JEPA 2, 1e-9; official masks of each kind, in distribution: how many patches they show and
+Verified against: transformers' VJEPA2Model, encoder, predictor and targets; the loss and all gradients of the official
+train steps of V-JEPA and V-JEPA 2, 1e-9; official masks of each kind, in distribution: how many patches they show and
 hide (1000 masks), how often each place is hidden and the shapes of blocks (2000).
-Deviations: the predictor is rotary, where V-JEPA's has sines; each kind of mask has its token, as in V-JEPA (one for
-all in V-JEPA 2's code); contexts and targets are cut to one length at random, not at the end; what is seen is never
-less than ``least_seen``, instead of drawing again when it is nothing; mask tokens start small, not at 0.
+Deviations: each kind of mask has its token, as in V-JEPA (one for all in V-JEPA 2's code); contexts and targets are cut
+to one length at random, not at the end; what is seen is never less than ``least_seen``, instead of drawing again when
+it is nothing; mask tokens start small, not at 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from visrep.masking import block_size, place_blocks, through_time
 from visrep.method import At, Batch, Encoder, Losses, Method
 from visrep.nn.blend import blended
 from visrep.nn.cut import cut_to_fewest
-from visrep.nn.positions_video import rotary_3d
 from visrep.nn.predictor import Predictor
 from visrep.nn.teacher import Teacher
 from visrep.nn.transformer import xavier
@@ -52,20 +51,16 @@ SHOWN = 3  # clips in pictures
 class Config:
     encoder: VideoViT = VideoViT(width=1024, depth=24, heads=16, position="rope")
     views: OneView = OneView(CROP, frames=16)
-    n_blocks: tuple[int, ...] = (8, 2)
-    """blocks of each kind of mask; each kind costs a pass of the student"""
-    block_scale: tuple[float, ...] = (0.15, 0.7)
-    """share of the places in one block of each kind; take less of 0.7 on grids below 14 x 14"""
+    n_blocks: tuple[int, ...] = (8, 2)  # of each kind of mask; each kind costs a pass of the student
+    block_scale: tuple[float, ...] = (0.15, 0.7)  # share of the places in one; below 14 x 14 less than 0.7
     block_aspect: tuple[float, float] = (0.75, 1.5)  # height / width
     least_seen: float = 0.02  # share of the places that is seen in any case
     predictor_width: int = 384  # narrower than the encoder, or it does the encoder's work
     predictor_depth: int = 12
     predictor_heads: int = 12
     target_layers: int = 1  # of the teacher, the last ones; more than one as in data2vec (see `blended`)
-    loud: bool = False
-    """start linear layers as MAE does, not at a deviation of .02, which is too quiet for networks a hundred wide"""
-    teacher_decay: Schedule = Constant(0.99925)
-    """begin at 0.98 to 0.99 in runs of few steps, and let it rise to 1"""
+    loud: bool = False  # start linear layers as MAE does: .02 is too quiet for networks a hundred wide
+    teacher_decay: Schedule = Constant(0.99925)  # from 0.98 or 0.99 up to 1 in runs of few steps
 
 
 def targets(h: Float[Tensor, "b n d"], asked: Int[Tensor, "b q"]) -> Float[Tensor, "b q d"]:
@@ -155,11 +150,8 @@ class VJEPA(Method):
 
     def _ask(self, context: Tensor, keep: Tensor, asked: Tensor, kind: int) -> Float[Tensor, "b q d"]:
         """What the predictor makes of the patches ``asked``, from tokens of the patches ``keep``."""
-        channels = self.cfg.predictor_width // self.cfg.predictor_heads
-        dtype = torch.promote_types(context.dtype, torch.float32)
-        rotary = rotary_3d(self.grid, channels, device=context.device, dtype=dtype)
-        places = rotary.keep(torch.cat([keep, asked], dim=1))
-        return widen(self.predictor.at_rotary(context, places, kind=kind))
+        rotary = self.cfg.encoder.position == "rope"
+        return widen(self.predictor.of_clips(context, keep, asked, self.grid, rotary=rotary, kind=kind))
 
     def _mask(self, kind: int, b: int, at: At) -> tuple[Int[Tensor, "b m"], Int[Tensor, "b q"]]:
         """Patches that are seen and those that are asked for. Blocks' size is that of the step, places each clip's."""
@@ -236,6 +228,14 @@ def paper() -> Run[Config]:
     views = OneView(replace(CROP, size=256), frames=16)
     rate = Warmup(epochs=12, then=Constant(5.25e-4), start=1e-4)
     return Run(method=Config(encoder=encoder, views=views), optim=_adamw(lr=rate), epochs=90, batch=3072)
+
+
+def paper_v1() -> Run[Config]:
+    """V-JEPA's ViT-L, with sines, 90,000 steps. Its schedules would last a quarter longer. Unverified: not run here."""
+    encoder = VideoViT(width=1024, depth=24, heads=16, position="sincos")
+    rate = Warmup(epochs=12, then=Cosine(6.25e-4, 1e-6), start=2e-4)
+    optim = replace(_adamw(lr=rate), weight_decay=Cosine(0.04, 0.4), clip=10.0)
+    return replace(paper(), method=Config(encoder=encoder, teacher_decay=Line(0.998, 1.0)), optim=optim)
 
 
 def cooldown() -> Run[Config]:

@@ -124,6 +124,17 @@ def test_mistakes_get_one_clear_message(
     assert "Traceback" not in text
 
 
+def test_brackets_of_a_message_reach_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The name of an extra, which a terminal library would take for a colour."""
+    monkeypatch.setitem(sys.modules, "timm", None)
+    data = ("--data", "playground:n=4,size=32")
+    text = fails(monkeypatch, capsys, "embed", "timm:resnet18", *data, "--out", str(tmp_path / "a.npz"))
+    assert 'visrep embed: this needs timm: pip install "visrep[timm]"' in text
+    assert "[/no]" in fails(monkeypatch, capsys, "embed", "runs/[/no]", *data, "--out", "a.npz")
+
+
 def test_an_unknown_flag_is_met_with_the_nearest_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -73,4 +73,5 @@ def finish(folder: Path) -> None:
         f"  how good is it?  visrep evaluate {folder} --data LABELLED\n"
         f"  look at it:      visrep report {folder}",
         highlight=False,
+        markup=False,
     )

@@ -100,6 +100,7 @@ def test_list_names_every_method_with_its_status(
         (("pretrain", "simlcr"), "Perhaps you meant simclr"),
         (("pretrain", "simclr:huge"), "no preset 'huge'"),
         (("pretrain", "simclr:tiny", "--encoder", "vit_huge"), "no encoder 'vit_huge'"),
+        (("pretrain", "simclr:tiny", "--method.encoder", "vit_vast"), "no encoder 'vit_vast'"),
         (
             ("pretrain", "simclr:tiny", "--encoder", "vit_tiny", "--init", "runs/a"),
             "Give init alone to continue",

@@ -36,6 +36,8 @@ def pretrain(arguments: list[str]) -> None:
         _, name, run = preset(arguments[0])
         flags = arguments[1:]
     encoder, fields = taken("--encoder", flags, example="vit_small")
+    if not encoder:  # the same, as its leaf fields are called
+        encoder, fields = taken("--method.encoder", flags, example="vit_small")
     if encoder:
         run = with_encoder(run, encoder)
     if "teacher" in vars(run.method):

@@ -6,9 +6,9 @@
 ``time`` writes ``docs/whitebox_time.json`` and the plot beside it: forward and backward of one layer of ToST (TSSA),
 of CRATE (MSSA) and of ViT, as wide as a ViT-S, for one image of ever more tokens. The layers take turns, several
 rounds, and the fastest of each counts. It is the processor's time, which other programs lengthen little. ``curves``
-measures the coding rate and sparsity of each layer, trained and untrained, on images of the runs' data (as their
-reports show them), and writes ``docs/whitebox_curves.json`` and a plot; `python docs/generate.py` puts the numbers into
-docs/whitebox.md.
+measures the coding rate, the sparsity and ToST's bound of each layer, trained and untrained, on images of the runs'
+data (as their reports show them), and writes ``docs/whitebox_curves.json`` and a plot; `python docs/generate.py` puts
+the numbers into docs/whitebox.md.
 """
 
 from __future__ import annotations
@@ -147,7 +147,11 @@ def curves(run: Path, n: int) -> dict[str, Any]:
     }
     for who, encoder in (("trained", gallery.encoder), ("untrained", twin)):
         found = layer_curves(encoder, images)
-        about[who] = {"rate": means(found.rate), "nonzero": means(found.nonzero)}
+        about[who] = {
+            "rate": means(found.rate),
+            "nonzero": means(found.nonzero),
+            "bound": means(found.bound),
+        }
         print(run.name, who, about[who], flush=True)
     return about
 
@@ -164,7 +168,7 @@ def draw_curves(settings: Curves) -> None:
 
 
 def plot_curves(path: Path, found: list[dict[str, Any]]) -> None:
-    """A column an encoder, trained drawn through, untrained dashed: the rate above, the share not zero below."""
+    """A column an encoder, trained drawn through, untrained dashed: the rate above, what else is made small below."""
     kinds = list(dict.fromkeys(run["encoder"] for run in found))
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}):
         figure = Figure(figsize=(2.1 * len(kinds), 3.6), layout="constrained", dpi=160)
@@ -172,14 +176,16 @@ def plot_curves(path: Path, found: list[dict[str, Any]]) -> None:
         for run in found:
             column = kinds.index(run["encoder"])
             for who, style in (("trained", "-o"), ("untrained", "--")):
-                for what, axes in zip(("rate", "nonzero"), cells[:, column], strict=True):
-                    numbers = run[who][what]
+                below = run[who]["nonzero"] or run[who]["bound"]
+                for numbers, axes in zip((run[who]["rate"], below), cells[:, column], strict=True):
                     colour = COLOURS[0] if who == "trained" else "0.6"
                     axes.plot(range(1, len(numbers) + 1), numbers, style, color=colour, markersize=3)
         for kind, (above, below) in zip(kinds, cells.T, strict=True):
             above.set_title(kind)
             below.set_xlabel("layer")
-            if not any(run["trained"]["nonzero"] for run in found if run["encoder"] == kind):
+            if kind == "ToST":
+                below.set_ylabel("bound on the rate, nats")
+            if not below.lines or not len(below.lines[0].get_xdata()):
                 below.set_axis_off()  # nothing in it is made sparse
         cells[0, 0].set_ylabel("coding rate, nats")
         cells[1, 0].set_ylabel("share not zero")

@@ -100,6 +100,7 @@ def test_list_names_every_method_with_its_status(
         (("pretrain", "simlcr"), "Perhaps you meant simclr"),
         (("pretrain", "simclr:huge"), "no preset 'huge'"),
         (("pretrain", "simclr:tiny", "--encoder", "vit_huge"), "no encoder 'vit_huge'"),
+        (("pretrain", "simclr:tiny", "--method.encoder", "vit_vast"), "no encoder 'vit_vast'"),
         (
             ("pretrain", "simclr:tiny", "--encoder", "vit_tiny", "--init", "runs/a"),
             "Give init alone to continue",
@@ -122,6 +123,17 @@ def test_mistakes_get_one_clear_message(
     text = fails(monkeypatch, capsys, *arguments)
     assert message in text
     assert "Traceback" not in text
+
+
+def test_brackets_of_a_message_reach_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The name of an extra, which a terminal library would take for a colour."""
+    monkeypatch.setitem(sys.modules, "timm", None)
+    data = ("--data", "playground:n=4,size=32")
+    text = fails(monkeypatch, capsys, "embed", "timm:resnet18", *data, "--out", str(tmp_path / "a.npz"))
+    assert 'visrep embed: this needs timm: pip install "visrep[timm]"' in text
+    assert "[/no]" in fails(monkeypatch, capsys, "embed", "runs/[/no]", *data, "--out", "a.npz")
 
 
 def test_an_unknown_flag_is_met_with_the_nearest_one(

@@ -69,6 +69,25 @@ def test_towers(name: str, kind: type, grid: int, depth: int, tmp_path: Path) ->
     assert torch.equal(visrep.load_encoder(tmp_path / "saved")(pixels).pool(), tokens.pool())
 
 
+def test_files_that_do_not_fit_or_cannot_be_read(tmp_path: Path) -> None:
+    weights, file = open_clip.create_model("tiny-vit").state_dict(), tmp_path / "a.pt"
+    for changes, said in (
+        (
+            {"visual.conv1.weight": torch.zeros(48, 3, 4, 4)},
+            r"\[48, 3, 4, 4\].*\[48, 3, 8, 8\].*the same patches",
+        ),
+        ({"visual.else": torch.zeros(1)}, r"Unexpected key.*visual\.else.*Give the model"),
+    ):
+        torch.save(weights | changes, file)
+        with pytest.raises(ValueError, match=rf"a\.pt does not fit open_clip:tiny-vit: .*{said}"):
+            visrep.load_encoder(f"open_clip:tiny-vit@{file}")
+    for content, said in ((b"<html>", "is a web page"), (file.read_bytes()[:5000], "it is torn")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.pt .*{said}.*Fetch it again") as error:
+            visrep.load_encoder(f"open_clip:tiny-vit@{file}")
+        assert "weights_only" not in str(error.value)
+
+
 @pytest.mark.parametrize("error", [OSError("no network"), RuntimeError("Failed to download weights")])
 def test_errors(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(ValueError, match="open_clip has no model 'nothing'"):

@@ -209,7 +209,8 @@ def test_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         visrep.load_encoder("timm:nonsense_vit")
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(
-        ValueError, match=r"other\.pth does not fit .*cls_token should be \(1, 1, 64\) and is absent"
+        ValueError,
+        match=r"other\.pth does not fit .*cls_token should be \(1, 1, 64\) and is absent\. Give the model",
     ):
         visrep.load_encoder(f"timm:test_vit@{tmp_path / 'other.pth'}")
     with pytest.raises(FileNotFoundError, match=r"No file none\.pth"):

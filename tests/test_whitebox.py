@@ -22,7 +22,7 @@ from visrep.encoders import CRATE, NAMED, AoT, CRATEAlpha, ToST, ViT, ViTLike, l
 from visrep.encoders.crate import ISTA, CRATEBlock, SubspaceAttention, subspace_rate
 from visrep.encoders.crate_alpha import OvercompleteISTA
 from visrep.encoders.pretrained.convert_crate import blocks, to_crate
-from visrep.encoders.tost import TokenStatistics, variational_rate
+from visrep.encoders.tost import TokenStatistics, membership_rate, variational_rate
 from visrep.encoders.vit import VisionTransformer
 from visrep.methods import method_class, preset
 from visrep.nn.tokens import shrink_residuals
@@ -235,14 +235,21 @@ def test_tssa_is_a_gradient_step_on_the_variational_rate() -> None:
 
 def test_the_variational_rate_bounds_the_coding_rate() -> None:
     """Hadamard: coding dimensions one by one costs more, unless they are uncorrelated."""
-    u, everyone = normal(4, 1, 9, 5), torch.ones(4, 1, 9, dtype=torch.float64)
-
-    def rate(u: Tensor) -> Tensor:
-        return 0.5 * torch.logdet(torch.eye(5, dtype=torch.float64) + u.mT @ u / 9).squeeze(1)
-
-    assert (variational_rate(u, everyone) > rate(u) + 0.01).all()
+    u, membership = normal(4, 2, 9, 5), normal(4, 2, 9, seed=2).softmax(1)
+    expected = torch.zeros(4, dtype=torch.float64)
+    for k in range(2):
+        weight = membership[:, k] / membership[:, k].sum(-1, keepdim=True)
+        moments = torch.einsum("bn,bni,bnj->bij", weight, u[:, k], u[:, k])
+        share = membership[:, k].mean(-1)
+        expected += share / 2 * torch.logdet(torch.eye(5, dtype=torch.float64) + moments)
+    rate = membership_rate(u, membership)
+    torch.testing.assert_close(rate, expected, rtol=1e-6, atol=1e-8)
+    assert (variational_rate(u, membership) > rate + 0.01).all()
     apart = torch.linalg.qr(u).Q
-    torch.testing.assert_close(variational_rate(apart, everyone), rate(apart), rtol=1e-6, atol=1e-8)
+    everyone = torch.ones_like(membership)
+    torch.testing.assert_close(
+        variational_rate(apart, everyone), membership_rate(apart, everyone), rtol=1e-6, atol=1e-8
+    )
 
 
 def test_tssa_token_by_token() -> None:

@@ -45,6 +45,8 @@ def test_every_layer_and_image_is_measured(config: ViTLike, sparse: int) -> None
     encoder, images = config.build().eval(), normal(40, 3, 16, 16).float()  # more than one batch
     found = layer_curves(encoder, images)
     assert found.rate.shape == (2, 40) and found.nonzero.shape == (sparse, 40)
+    assert found.bound.shape == (2 * isinstance(config, ToST), 40)
+    assert not len(found.bound) or (found.rate < found.bound).all()
     assert (found.rate > 0).all() and np.isfinite(found.rate).all()
     assert ((0 < found.nonzero) & (found.nonzero < 1)).all()
     alone = layer_curves(encoder, images[35:36])
@@ -80,7 +82,7 @@ def test_the_report_of_a_white_box_run(tmp_path: Path) -> None:
         said = page.text["white-box-layers"]
         assert "Means of 40 images" in said and "of 2 steps" in said and "untrained" in said
         assert ("not zero" in said) == (name == "crate")
-        assert ("bound on the" in said) == (name == "tost")
+        assert ("The bound on it" in said) == (name == "tost")
         assert ("attention" in page.text) == (name == "crate"), "ToST has no maps to show"
 
 

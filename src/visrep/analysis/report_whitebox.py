@@ -9,7 +9,6 @@ from visrep.analysis.figures import Line, curves
 from visrep.analysis.gallery import Gallery, Inapplicable
 from visrep.analysis.page import figure, grid, note
 from visrep.analysis.whitebox import is_whitebox, layer_curves
-from visrep.encoders import ToST
 from visrep.evaluation.untrained import untrained_twin
 
 IMAGES = 64
@@ -24,12 +23,14 @@ def whitebox_section(gallery: Gallery) -> str:
     images = gallery.inputs(chosen)
     twin = untrained_twin(gallery.encoder, gallery.canvases, gallery.canvases.usable, seed=0, device="cpu")
     trained, untrained = layer_curves(gallery.encoder, images), layer_curves(twin, images)
-    bound = "bound on the " if isinstance(gallery.encoder.config, ToST) else ""
-    parts = [_panel(trained.rate, untrained.rate, f"Coding rate: {bound}nats an image, in subspaces")]
+    parts = [_panel(trained.rate, untrained.rate, "Coding rate: nats an image, in subspaces")]
     said = f"Means of {len(chosen)} images, bands are one deviation. Coding rate {_change(trained.rate)}"
     if len(trained.nonzero):
         parts.append(_panel(trained.nonzero, untrained.nonzero, "Sparsity: share of codes that are not zero"))
         said += f"; not zero {_change(trained.nonzero)}"
+    if len(trained.bound):
+        parts.append(_panel(trained.bound, untrained.bound, "The bound on it that layers step down: nats"))
+        said += f"; bound {_change(trained.bound)}"
     return grid(parts, kind="halves") + note(f"{said}.")
 
 

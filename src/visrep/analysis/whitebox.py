@@ -1,7 +1,7 @@
 """What the layers of a white-box encoder do to tokens: how far they compress them, how sparse they make them.
 
 CRATE's blocks are steps that reduce, in turn, the coding rate of tokens within subspaces and the number of their
-coordinates that are not zero; ToST's reduce a bound on that rate. Both can be watched, layer by layer, on any images.
+coordinates that are not zero; ToST's reduce a bound on that rate. All can be watched, layer by layer, on any images.
 Falling curves mean that layers do what they are derived from, not that features are good: compare with the same
 network untrained.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from visrep.encoders.crate import ISTA, SubspaceAttention, subspace_rate
 from visrep.encoders.crate_alpha import OvercompleteISTA
-from visrep.encoders.tost import TokenStatistics, variational_rate
+from visrep.encoders.tost import TokenStatistics, membership_rate, variational_rate
 from visrep.method import Encoder
 
 BATCH = 32
@@ -31,9 +31,11 @@ class LayerCurves:
     """Numbers of each layer for each image."""
 
     rate: Float[np.ndarray, "l n"]
-    """in nats: R^c of the tokens that enter MSSA (`subspace_rate`), or of those that enter TSSA (`variational_rate`)"""
+    """in nats: R^c of the tokens that enter MSSA (`subspace_rate`), or of those that enter TSSA (`membership_rate`)"""
     nonzero: Float[np.ndarray, "_ n"]
     """share of the numbers that ISTA gives that are not zero; no rows for encoders without ISTA"""
+    bound: Float[np.ndarray, "_ n"]
+    """in nats: the bound on the rate that TSSA steps down (`variational_rate`); no rows for encoders without TSSA"""
 
 
 @torch.inference_mode()
@@ -48,13 +50,13 @@ def layer_curves(encoder: Encoder, images: Float[Tensor, "n *t c h w"]) -> Layer
             f"{type(encoder.config).__name__} is no white-box encoder: it has no subspaces to measure a rate in. "
             "Use CRATE, CRATEAlpha, ToST, or AoT with attention='mssa'."
         )
-    rates, shares = [], []
+    parts = []
     for part in images.split(BATCH):
-        with _watched(encoder) as (rate, nonzero):
+        with _watched(encoder) as found:
             encoder(part)
-        rates.append(_stacked(rate, len(part)))
-        shares.append(_stacked(nonzero, len(part)))
-    return LayerCurves(np.concatenate(rates, axis=1), np.concatenate(shares, axis=1))
+        parts.append([_stacked(layers, len(part)) for layers in found])
+    rate, nonzero, bound = (np.concatenate(of_parts, axis=1) for of_parts in zip(*parts, strict=True))
+    return LayerCurves(rate, nonzero, bound)
 
 
 def is_whitebox(encoder: Encoder) -> bool:
@@ -63,20 +65,24 @@ def is_whitebox(encoder: Encoder) -> bool:
 
 
 @contextmanager
-def _watched(encoder: Encoder) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Rates and shares that are not zero, "n" a layer, which fill while the encoder runs."""
+def _watched(encoder: Encoder) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+    """Rates, shares that are not zero and bounds, "n" a layer, which fill while the encoder runs."""
     rate: list[Tensor] = []
     nonzero: list[Tensor] = []
+    bound: list[Tensor] = []
     hooks = []
     for module in encoder.modules():
-        if isinstance(module, SubspaceAttention | TokenStatistics):
+        if isinstance(module, SubspaceAttention):
             hooks.append(module.register_forward_pre_hook(_filling(rate, _rate)))
+        elif isinstance(module, TokenStatistics):
+            hooks.append(module.register_forward_pre_hook(_filling(rate, _shared_rate)))
+            hooks.append(module.register_forward_pre_hook(_filling(bound, _bound)))
         elif isinstance(module, OvercompleteISTA):
             hooks.append(module.register_forward_pre_hook(_filling(nonzero, _codes)))
         elif isinstance(module, ISTA):
             hooks.append(module.register_forward_hook(lambda _, __, out: nonzero.append(_share(out))))
     try:
-        yield rate, nonzero
+        yield rate, nonzero, bound
     finally:
         for hook in hooks:
             hook.remove()
@@ -94,8 +100,17 @@ def _filling(
 
 
 def _rate(module: nn.Module, x: Float[Tensor, "n m d"]) -> Float[Tensor, " n"]:
-    if isinstance(module, SubspaceAttention):
-        return subspace_rate(module.coordinates(x).double())
+    assert isinstance(module, SubspaceAttention)
+    return subspace_rate(module.coordinates(x).double())
+
+
+def _shared_rate(module: nn.Module, x: Float[Tensor, "n m d"]) -> Float[Tensor, " n"]:
+    assert isinstance(module, TokenStatistics)
+    u = module.coordinates(x)
+    return membership_rate(u.double(), module.membership(u).double())
+
+
+def _bound(module: nn.Module, x: Float[Tensor, "n m d"]) -> Float[Tensor, " n"]:
     assert isinstance(module, TokenStatistics)
     u = module.coordinates(x)
     return variational_rate(u.double(), module.membership(u).double())

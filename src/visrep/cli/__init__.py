@@ -7,6 +7,7 @@ from importlib import import_module
 
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 USAGE = """\
 visrep: learn, judge and use visual representations
@@ -71,5 +72,7 @@ def main() -> None:
         Console(stderr=True).print(f"Stopped. {kept}: {how} continues it.")
         sys.exit(130)
     except (ValueError, ImportError, RuntimeError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]visrep {name}:[/] {error}", highlight=False, soft_wrap=True)
+        # not as markup, which would swallow the brackets of visrep[hf]
+        said = Text.assemble((f"visrep {name}:", "bold red"), f" {error}")
+        Console(stderr=True).print(said, soft_wrap=True)
         sys.exit(1)

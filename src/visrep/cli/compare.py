@@ -79,7 +79,9 @@ def compare(
         command=typed("compare"),
     )
     print_leaderboard(comparison)
-    Console(stderr=True).print(f"Look at it: {(out / 'comparison.html').resolve()}", highlight=False)
+    Console(stderr=True).print(
+        f"Look at it: {(out / 'comparison.html').resolve()}", highlight=False, markup=False
+    )
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -24,4 +24,4 @@ def demo(out: Path = Path("runs/demo"), method: str = "simclr") -> None:
     run = api.pretrain(f"{method}:playground", out=str(out))
     print_table(api.evaluate(run, "playground", limit=5000, test_limit=1000, progress=True))
     page = api.report(run)
-    Console(stderr=True).print(f"Look at it: {page.resolve()}", highlight=False)
+    Console(stderr=True).print(f"Look at it: {page.resolve()}", highlight=False, markup=False)

@@ -49,4 +49,4 @@ def diagnose(
         progress=True,
     )
     print_diagnosis(diagnosis)
-    Console(stderr=True).print(f"Written: {folder / 'diagnostics.json'}", highlight=False)
+    Console(stderr=True).print(f"Written: {folder / 'diagnostics.json'}", highlight=False, markup=False)

@@ -54,4 +54,6 @@ def explain(
         console.print(section.title, highlight=False)
     for name, reason in explanation.numbers["left out"].items():
         console.print(f"! {name} left out: {reason}", style="yellow", highlight=False, markup=False)
-    Console(stderr=True).print(f"Look at it: {(out / 'explain.html').resolve()}", highlight=False)
+    Console(stderr=True).print(
+        f"Look at it: {(out / 'explain.html').resolve()}", highlight=False, markup=False
+    )

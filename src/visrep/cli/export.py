@@ -55,7 +55,7 @@ def export(
     for one in result.agreement:
         row = f"{one.height} x {one.width}", f"{one.cosine:.7f}", f"{one.error / one.scale:.1g} std"
         table.add_row(*row)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     for note in result.notes:
         console.print(f"! {note}", style="yellow", soft_wrap=True)

@@ -36,6 +36,8 @@ def pretrain(arguments: list[str]) -> None:
         _, name, run = preset(arguments[0])
         flags = arguments[1:]
     encoder, fields = taken("--encoder", flags, example="vit_small")
+    if not encoder:  # the same, as its leaf fields are called
+        encoder, fields = taken("--method.encoder", flags, example="vit_small")
     if encoder:
         run = with_encoder(run, encoder)
     if "teacher" in vars(run.method):
@@ -73,4 +75,5 @@ def finish(folder: Path) -> None:
         f"  how good is it?  visrep evaluate {folder} --data LABELLED\n"
         f"  look at it:      visrep report {folder}",
         highlight=False,
+        markup=False,
     )

@@ -67,7 +67,9 @@ def similarity(
     for caution, names in cautions.items():
         said = f"! {', '.join(dict.fromkeys(names))}: {caution}"
         console.print(said, style="yellow", highlight=False, markup=False)
-    Console(stderr=True).print(f"Look at it: {(out / 'similarity.html').resolve()}", highlight=False)
+    Console(stderr=True).print(
+        f"Look at it: {(out / 'similarity.html').resolve()}", highlight=False, markup=False
+    )
 
 
 def _table(compared: Comparison, rows: str, columns: str) -> Table:

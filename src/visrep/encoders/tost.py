@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visrep.encoders.vit import ViTLike
-from visrep.functional import widen
+from visrep.functional import coding_rate, widen
 from visrep.nn.transformer import Block, linear
 
 
@@ -79,6 +79,20 @@ def variational_rate(u: Float[Tensor, "b h n c"], membership: Float[Tensor, "b h
     """
     share = membership.mean(-1)  # b h
     return (share * second_moments(u, membership).log1p().sum((-1, -2))).sum(-1) / 2
+
+
+def membership_rate(u: Float[Tensor, "b h n c"], membership: Float[Tensor, "b h n"]) -> Float[Tensor, " b"]:
+    """What `variational_rate` bounds: nats to code an image's tokens in the subspaces to which they belong.
+
+    Dimensions of a subspace are coded together, so that what one says of another is not paid for twice. Both are equal
+    where dimensions are uncorrelated. Yu et al. 2020, arXiv:2006.08558, with memberships by degrees.
+    """
+    count = membership.sum(-1)  # b h
+    heavy = (membership / (count.unsqueeze(-1) + 1e-8)).sqrt().unsqueeze(
+        -1
+    ) * u  # rows whose squares are means
+    n, c = u.shape[-2:]
+    return (count / n * coding_rate(heavy, eps=c / n)).sum(-1)  # eps takes d / (m eps) to 1
 
 
 @final

@@ -13,6 +13,7 @@ from visrep.encoders.pretrained.extras import extra
 from visrep.encoders.pretrained.hub import reached
 from visrep.encoders.pretrained.timm import RANDOM
 from visrep.encoders.pretrained.timm_wrapped import TimmEncoder
+from visrep.encoders.pretrained.unreadable import check_beginning, of_torch
 from visrep.encoders.wrapped import Wrapped
 from visrep.method import Encoder, Preprocessing, Tokens
 
@@ -32,7 +33,7 @@ def load(name: str) -> Encoder:
     """The image tower ``NAME@TAG`` or ``NAME@FILE``; ``NAME@random`` has fresh weights.
 
     Raises ImportError without the extra, ConnectionError when the weights cannot be downloaded, ValueError for names
-    and tags that there are not, and where neither tag nor file is given.
+    and tags that there are not, for files that cannot be read or are of another model, and where neither is given.
     """
     open_clip = extra("open_clip")
     name, _, weights = name.partition("@")
@@ -47,17 +48,37 @@ def load(name: str) -> Encoder:
             f"Tags of {name}: {_tags(name)}."
         )
     if Path(weights).is_file():
-        return wrap(config, _created(name, weights).visual)
+        return wrap(config, _filled(name, Path(weights)).visual)
     with reached() as silence:
         return wrap(config, _created(name, weights, silence).visual)
 
 
-def _created(name: str, weights: str, silence: str = "") -> Any:
+def _filled(name: str, file: Path) -> Any:
+    """open_clip's whole model with the weights in a file. See `load` for what is raised."""
+    check_beginning(file)
+    try:
+        return extra("open_clip").create_model(name, pretrained=str(file))
+    except ImportError:
+        raise  # of a package that the tower needs
+    except Exception as error:  # a file of another kind is read as any opcodes, which fail in any way
+        if "state_dict" not in str(error):
+            raise of_torch(file, error) from error
+        raise ValueError(
+            f"{file} does not fit open_clip:{name}: {_beginning(error)} Give the model that these weights are of, with "
+            "the same patches and size (open_clip.list_models()), or fetch the file again."
+        ) from error
+
+
+def _beginning(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _created(name: str, weights: str, silence: str) -> Any:
     """open_clip's whole model; ``silence``: why the hub does not answer. See `load` for what is raised."""
     try:
         return extra("open_clip").create_model(name, pretrained=weights)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _beginning(error)
         if isinstance(error, OSError) or "download" in reason:
             raise ConnectionError(
                 f"the weights {weights} of open_clip:{name} cannot be had ({silence or reason}). Without a network, "

@@ -24,6 +24,7 @@ RANDOM = "random"
 """in place of a file of weights: none at all"""
 SIMILAR = 0.7
 """from which likeness of names on one may be meant (difflib's ratio)"""
+OTHER_MODEL = " Give the model that these weights are of (timm.list_models()), or fetch the file again."
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,10 @@ def fill(model: nn.Module, path: Path) -> None:
 
 
 def _other_patches(own: Weights, found: Weights) -> str:
-    """What to do where the weights are of other patches, or of another size of images, "" otherwise."""
+    """What to do where the weights are of other patches, of another size of images, or of another model."""
     kernel, table = "patch_embed.proj.weight", "pos_embed"
     if kernel not in own or kernel not in found:
-        return ""
+        return OTHER_MODEL
     (wanted, there) = (" x ".join(map(str, weights[kernel].shape[-2:])) for weights in (own, found))
     if wanted != there:
         side = found[kernel].shape[-1]
@@ -135,7 +136,7 @@ def _other_patches(own: Weights, found: Weights) -> str:
             f" Its table of positions has {found[table].shape[1]} rows, the model's {own[table].shape[1]}: take the "
             "model of the size of images or the tokens that these weights are of; names end with the size."
         )
-    return ""
+    return OTHER_MODEL
 
 
 def encoder_of(config: TimmModel, model: nn.Module) -> Encoder:

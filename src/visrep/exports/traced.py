@@ -112,9 +112,8 @@ def other_size(encoder: Encoder) -> tuple[int, int]:
 def exported_program(encoder: Encoder) -> ExportedProgram:
     """The encoder recorded by `torch.export`: any batch, any size where the encoder allows it, else its own size."""
     module, size = traceable(encoder), encoder.preprocessing.size
-    if (
-        encoder.preprocessing.frames or size < 2 * encoder.stride
-    ):  # a single patch is a case of its own to recorders
+    # a single patch is a case of its own to recorders, and windows padded to any size keep them busy for many minutes
+    if encoder.preprocessing.frames or size < 2 * encoder.stride or has_windows(encoder):
         return _recorded(module, example(encoder, 2, size, size), {0: Dim("batch")})
     least = encoder.stride + 1
     sides: dict[int, object] = {2: Dim("height", min=least), 3: Dim("width", min=least)}
@@ -124,6 +123,11 @@ def exported_program(encoder: Encoder) -> ExportedProgram:
         return _recorded(module, example(encoder, 2, *other_size(encoder)), {0: Dim("batch"), **sides})
     except (RuntimeError, ValueError, TypeError):  # a choice within the encoder depends on the size
         return _recorded(module, example(encoder, 2, size, size), {0: Dim("batch")})
+
+
+def has_windows(encoder: Encoder) -> bool:
+    """Whether it is a Swin, ours, timm's or of transformers."""
+    return any(type(part).__name__.startswith("Swin") for part in encoder.modules())
 
 
 def _recorded(module: nn.Module, images: Tensor, dynamic: dict[int, object]) -> ExportedProgram:

@@ -171,8 +171,8 @@ def small32() -> Run[Config]:
     """32-px images, a narrow CRATE, half the patches hidden, half the learning rate of MAE's short run and 24 epochs.
 
     Encoder and decoder see all 64 patches, where MAE's encoder sees 16. No cls token, as there: the mean of the patches
-    is then the default vector. With MAE's short run as it is (three quarters hidden, 9 epochs) the last layers end below
-    where they began: they paint in place of mask tokens.
+    is then the default vector. With MAE's short run as it is (three quarters hidden, 9 epochs) the last layers end
+    below where they began: they paint in place of mask tokens.
     """
     return Run(
         method=Config(

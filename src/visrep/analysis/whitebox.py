@@ -75,8 +75,7 @@ def _watched(encoder: Encoder) -> Iterator[tuple[list[Tensor], list[Tensor], lis
         if isinstance(module, SubspaceAttention):
             hooks.append(module.register_forward_pre_hook(_filling(rate, _rate)))
         elif isinstance(module, TokenStatistics):
-            hooks.append(module.register_forward_pre_hook(_filling(rate, _shared_rate)))
-            hooks.append(module.register_forward_pre_hook(_filling(bound, _bound)))
+            hooks.append(module.register_forward_pre_hook(_filling_both(rate, bound)))
         elif isinstance(module, OvercompleteISTA):
             hooks.append(module.register_forward_pre_hook(_filling(nonzero, _codes)))
         elif isinstance(module, ISTA):
@@ -104,16 +103,17 @@ def _rate(module: nn.Module, x: Float[Tensor, "n m d"]) -> Float[Tensor, " n"]:
     return subspace_rate(module.coordinates(x).double())
 
 
-def _shared_rate(module: nn.Module, x: Float[Tensor, "n m d"]) -> Float[Tensor, " n"]:
-    assert isinstance(module, TokenStatistics)
-    u = module.coordinates(x)
-    return membership_rate(u.double(), module.membership(u).double())
+def _filling_both(rate: list[Tensor], bound: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    """A hook that measures the rate and its bound of what enters TSSA, from one pass of coordinates."""
 
+    def hook(module: nn.Module, entering: tuple[Any, ...]) -> None:
+        assert isinstance(module, TokenStatistics)
+        u = module.coordinates(entering[0])
+        of_subspaces = u.double(), module.membership(u).double()
+        rate.append(membership_rate(*of_subspaces))
+        bound.append(variational_rate(*of_subspaces))
 
-def _bound(module: nn.Module, x: Float[Tensor, "n m d"]) -> Float[Tensor, " n"]:
-    assert isinstance(module, TokenStatistics)
-    u = module.coordinates(x)
-    return variational_rate(u.double(), module.membership(u).double())
+    return hook
 
 
 def _codes(module: nn.Module, y: Float[Tensor, "n m d"]) -> Float[Tensor, " n"]:

@@ -35,10 +35,12 @@ class Folder(Source):
         self.files = files
         self.name = str(root)
         self.labels, self.classes = class_folders(files)
-        self.only_folder = only_folder(files)
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def only_folder(self) -> str:
+        return only_folder(self.files)
 
     def read(self, index: int) -> bytes:
         return (self.root / self.files[index]).read_bytes()

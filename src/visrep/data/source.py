@@ -34,8 +34,6 @@ class Source(ABC):
     """int64 [n]: the video of each clip, where several are of one; they are alike, so a split keeps them together"""
     notes: tuple[str, ...] = ()
     """what a user should know about the data, such as images left out"""
-    only_folder: str = ""
-    """the one that all images lie in, where classes are folders and a single one makes no labels; else empty"""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -52,6 +50,10 @@ class Source(ABC):
     def key(self, index: int) -> str:
         """A name for one image, unique within the source: its path, row or seed."""
 
+    def only_folder(self) -> str:
+        """The one that all images lie in, where classes are folders and a single one makes no labels; else empty."""
+        return ""
+
 
 class Subset(Source):
     """Some of the images of another source, in the order given."""
@@ -64,10 +66,13 @@ class Subset(Source):
         self.classes = source.classes
         self.frames, self.per_video = source.frames, source.per_video
         self.groups = None if source.groups is None else source.groups[self.indices]
-        self.notes, self.only_folder = source.notes, source.only_folder
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def only_folder(self) -> str:
+        return self.source.only_folder()
 
     def read(self, index: int) -> Raw | list[Raw]:
         return self.source.read(int(self.indices[index]))

@@ -48,12 +48,14 @@ class Clips(Source):
             raise ValueError(f"no videos in {root}: neither video files nor folders of frames.")
         self.names = list(self.videos)
         labels, self.classes = class_folders(self.names)
-        self.only_folder = only_folder(self.names)
         self.labels = None if labels is None else labels.repeat(clips)
         self.groups = np.arange(len(self.names)).repeat(clips) if clips > 1 else None
 
     def __len__(self) -> int:
         return len(self.names) * self.per_video
+
+    def only_folder(self) -> str:
+        return only_folder(self.names)
 
     def read(self, index: int) -> list[Raw]:
         name, place = self._place(index)

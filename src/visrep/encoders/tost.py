@@ -67,8 +67,12 @@ def second_moments(
     u: Float[Tensor, "b h n c"], membership: Float[Tensor, "b h n"]
 ) -> Float[Tensor, "b h 1 c"]:
     """Of each dimension of each subspace, over the tokens that belong to it."""
-    weight = membership / (membership.sum(-1, keepdim=True) + 1e-8)
-    return (weight.unsqueeze(-1) * u.square()).sum(-2, keepdim=True)
+    return (_weights(membership) * u.square()).sum(-2, keepdim=True)
+
+
+def _weights(membership: Float[Tensor, "b h n"]) -> Float[Tensor, "b h n 1"]:
+    """What share of a subspace each token is."""
+    return (membership / (membership.sum(-1, keepdim=True) + 1e-8)).unsqueeze(-1)
 
 
 def variational_rate(u: Float[Tensor, "b h n c"], membership: Float[Tensor, "b h n"]) -> Float[Tensor, " b"]:
@@ -87,12 +91,9 @@ def membership_rate(u: Float[Tensor, "b h n c"], membership: Float[Tensor, "b h 
     Dimensions of a subspace are coded together, so that what one says of another is not paid for twice. Both are equal
     where dimensions are uncorrelated. Yu et al. 2020, arXiv:2006.08558, with memberships by degrees.
     """
-    count = membership.sum(-1)  # b h
-    heavy = (membership / (count.unsqueeze(-1) + 1e-8)).sqrt().unsqueeze(
-        -1
-    ) * u  # rows whose squares are means
     n, c = u.shape[-2:]
-    return (count / n * coding_rate(heavy, eps=c / n)).sum(-1)  # eps takes d / (m eps) to 1
+    rows = _weights(membership).sqrt() * u  # their squares add up to means
+    return (membership.mean(-1) * coding_rate(rows, eps=c / n)).sum(-1)  # eps takes d / (m eps) to 1
 
 
 @final

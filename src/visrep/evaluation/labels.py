@@ -17,7 +17,7 @@ def labels_of(source: Source) -> Int64[np.ndarray, " n"]:
             else "a folder with one sub-folder a class, a Parquet file with a 'label' column, an .npz with 'labels', "
             "or (image, label) pairs"
         )
-        only = source.only_folder
+        only = source.only_folder()
         why = f" (all lie in one folder, {only!r}, and classes are two folders or more)" if only else ""
         raise ValueError(f"{source.name} has no labels{why}, and protocols need them. Use {labelled}.")
     if unlabelled := int((source.labels < 0).sum()):
@@ -34,9 +34,9 @@ def numbered_as(train: Source, test: Source) -> Source:
     A ``test`` of one folder is of the class of that name. Raises ValueError when a class of ``test`` is not in
     ``train``.
     """
-    if test.labels is None and train.classes is not None and test.only_folder in train.classes:
+    if test.labels is None and train.classes and (only := test.only_folder()) in train.classes:
         test = Subset(test, np.arange(len(test)))
-        test.labels = np.full(len(test), train.classes.index(test.only_folder))
+        test.labels = np.full(len(test), train.classes.index(only))
         test.classes = train.classes
     labels, known = labels_of(test), np.unique(labels_of(train))
     if train.classes is not None and test.classes is not None and train.classes != test.classes:

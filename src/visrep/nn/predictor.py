@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import final
 
 import torch
@@ -67,7 +66,8 @@ class Predictor(nn.Module):
         if not rotary:
             table = sincos_3d(grid, self.width).to(context.device, dtype)
             return self(context, table[keep], table[asked].unsqueeze(1), kind=kind)[:, 0]
-        nowhere = context.new_zeros(math.prod(grid), self.width)
+        nowhere = context.new_zeros(())
         angles = rotary_3d(grid, self.width // self.heads, device=context.device, dtype=dtype)
         angles = angles.keep(torch.cat([keep, asked], dim=1))
-        return self(context, nowhere[keep], nowhere[asked].unsqueeze(1), rotary=angles, kind=kind)[:, 0]
+        at_keep, at_asked = (nowhere.expand(*at.shape, self.width) for at in (keep, asked))
+        return self(context, at_keep, at_asked.unsqueeze(1), rotary=angles, kind=kind)[:, 0]

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from visrep.evaluation.holdout import hold_out
-from visrep.evaluation.probe_training import check_answered, choose
+from visrep.evaluation.probe_training import check_answered, choose, read_rows
 from visrep.evaluation.results import Prediction
 from visrep.progress import within
 
@@ -157,10 +157,7 @@ def _train(
             cosine = (1 + math.cos(math.pi * step / (steps + 1))) / 2
             for group, lr in zip(optimiser.param_groups, lrs, strict=True):
                 group["lr"] = lr * min(1.0, step / warm_up) * cosine
-            losses = [
-                F.cross_entropy(logits, targets[rows])
-                for logits in probes(tokens.index_select(0, rows).float())
-            ]
+            losses = [F.cross_entropy(logits, targets[rows]) for logits in probes(read_rows(tokens, rows))]
             optimiser.zero_grad()
             torch.stack(losses).sum().backward()
             optimiser.step()

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from visrep.evaluation.attentive import AttentiveProbe, AttentiveProbes, answers_of, heads_for
 from visrep.evaluation.holdout import hold_out
-from visrep.evaluation.probe_training import Published, batches, choose
+from visrep.evaluation.probe_training import Published, batches, choose, read_rows
 from visrep.evaluation.results import Prediction
 
 LAYERS = 6
@@ -96,7 +96,7 @@ def train_probes(
         rows = rows.to(tokens.device)
         for schedule, group in zip(grid, optimiser.param_groups, strict=True):
             group["lr"], group["weight_decay"] = schedule.lr_at(epoch), schedule.weight_decay_at(epoch)
-        losses = [F.cross_entropy(logits, y[rows]) for logits in probes(tokens.index_select(0, rows).float())]
+        losses = [F.cross_entropy(logits, y[rows]) for logits in probes(read_rows(tokens, rows))]
         optimiser.zero_grad()
         torch.stack(losses).sum().backward()
         for group in groups:

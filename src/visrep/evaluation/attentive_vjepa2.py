@@ -33,6 +33,7 @@ from visrep.evaluation.probe_training import (
     check_answered,
     check_two_classes,
     choose,
+    read_rows,
     seeded,
 )
 from visrep.evaluation.results import Prediction, Setting
@@ -182,7 +183,7 @@ def train_probes(
     steps = math.ceil(len(tokens) / schedules[0].batch_for(len(tokens)))
     for epoch, rows in batches(len(tokens), schedules[0], torch.Generator().manual_seed(seed)):
         rows = rows.to(tokens.device)
-        x, wanted = tokens.index_select(0, rows).float(), y[rows]
+        x, wanted = read_rows(tokens, rows), y[rows]
         now = epoch + 1 / steps  # the official schedules move before the step
         optimiser.zero_grad()
         for probe, schedule, group in zip(probes, schedules, optimiser.param_groups, strict=True):

@@ -144,12 +144,17 @@ def training(
             group["lr"] = schedule.lr_at(epoch)
         for group in decaying:
             group["weight_decay"] = schedule.weight_decay_at(epoch)
-        loss = F.cross_entropy(probe(x.index_select(0, rows).float()), y[rows])
+        loss = F.cross_entropy(probe(read_rows(x, rows)), y[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         if step % steps == 0:
             yield step // steps
+
+
+def read_rows(x: Tensor, rows: Int64[Tensor, " b"]) -> Tensor:
+    """A batch of stored features in single precision; ``x[rows]`` would take six times as long on a CPU."""
+    return x.index_select(0, rows).float()
 
 
 def seeded(build: Callable[[], M], seed: int) -> M:
